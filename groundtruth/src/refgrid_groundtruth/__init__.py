@@ -1,0 +1,297 @@
+"""Ground truth: the public functions of trusted libraries behind one interface, one module a library.
+
+`SOURCES` says what there is; `adapter` gives one function or says why it cannot. Importing this package imports
+neither torch nor any library, so the table can be read where nothing is installed.
+
+An adapter translates layout, units and names. It never upcasts, clamps or repairs: what a library defines nothing
+for is Unavailable, not computed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import re
+import warnings
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import torch
+
+    Adapter = Callable[..., dict[str, torch.Tensor]]
+
+# A library that declines a size or a dtype says so in words like these; any other exception is a fault.
+_REFUSAL = re.compile(r"unsupported|not support|only support|not implemented for", re.IGNORECASE)
+_BUILD = re.compile(r"ninja|nvcc|compilation|CUDA_HOME|cuda_home|failed to build", re.IGNORECASE)
+_NO_COMPILER = re.compile(r"could not find nvcc|nvcc\S*: not found|no such file.*(nvcc|ninja)", re.IGNORECASE)
+
+
+class Unavailable(Exception):
+    """A source cannot serve here: `verdict` is the kind, `reason` the words for a reader.
+
+    `verdict` is missing, import-fail, api-absent, unsupported, no-compiler or error.
+    """
+
+    def __init__(self, verdict: str, reason: str) -> None:
+        super().__init__(verdict, reason)
+        self.verdict, self.reason = verdict, reason
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One trusted origin of results: a library, or one backend of it.
+
+    `versions` is a PEP 440 specifier of the releases it serves; `needs` gives for each op the library's functions that
+    its adapter calls, `options` what is bound of the adapter's parameters; `capability` is the one compute capability
+    that the source's kernels exist for, and `compiles` says that they are built at the first call.
+    """
+
+    name: str
+    library: str
+    distribution: str
+    versions: str
+    needs: Mapping[str, tuple[str, ...]]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    capability: tuple[int, int] | None = None
+    compiles: bool = False
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The ops that this source serves."""
+        return tuple(self.needs)
+
+
+_FLASH = (
+    "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
+    "torch.ops.aten._flash_attention_forward",
+)
+_OLMO2_NORM = ("transformers.models.olmo2.modeling_olmo2.Olmo2RMSNorm",)
+_EAGER = ("transformers.models.llama.modeling_llama.eager_attention_forward",)
+_DECODE = ("flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper",)
+_PREFILL = ("flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper",)
+
+
+def _flashinfer(name: str, needs: Mapping[str, tuple[str, ...]], **more: Any) -> Source:
+    """A source of FlashInfer; the range is 0.5.3 to 0.7.2.post1 as read, and what lies between."""
+    common: dict[str, Any] = {"devices": ("cuda",), "compiles": True}
+    return Source(name, "flashinfer", "flashinfer-python", ">=0.5,<0.8", needs, **common, **more)
+
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        "torch",
+        "torch",
+        "torch",
+        ">=2.5",
+        {
+            "rmsnorm": ("torch.nn.functional.rms_norm",),
+            "fused_add_rmsnorm": ("torch.nn.functional.rms_norm",),
+            "gemm": ("torch.nn.functional.linear",),
+            "gqa_paged_decode": _FLASH,
+            "gqa_paged_prefill_causal": _FLASH,
+        },
+    ),
+    Source(
+        "transformers",
+        "transformers",
+        "transformers",
+        ">=5,<6",
+        {
+            "rmsnorm": _OLMO2_NORM,
+            "fused_add_rmsnorm": _OLMO2_NORM,
+            "gqa_paged_decode": _EAGER,
+            "gqa_paged_prefill_causal": _EAGER,
+        },
+    ),
+    _flashinfer(
+        "flashinfer",
+        {
+            "rmsnorm": ("flashinfer.norm.rmsnorm",),
+            "fused_add_rmsnorm": ("flashinfer.norm.fused_add_rmsnorm",),
+            "gqa_paged_decode": _DECODE,
+        },
+        options={"gqa_paged_decode": {"use_tensor_cores": False}},
+    ),
+    _flashinfer(
+        "flashinfer-fa2",
+        {"gqa_paged_decode": _DECODE, "gqa_paged_prefill_causal": _PREFILL},
+        options={
+            "gqa_paged_decode": {"use_tensor_cores": True},
+            "gqa_paged_prefill_causal": {"backend": "fa2"},
+        },
+    ),
+    _flashinfer(
+        "flashinfer-fa3",
+        {"gqa_paged_prefill_causal": _PREFILL},
+        options={"gqa_paged_prefill_causal": {"backend": "fa3"}},
+        capability=(9, 0),
+    ),
+)
+
+
+def adapter(source_name: str, op: str, device: str) -> Adapter:
+    """The ground-truth function of one source for one op on "cpu" or "cuda", proven by its self-test.
+
+    It takes the definition's inputs by name, constants such as eps as keywords, and gives {output name: tensor};
+    an output that the library does not give is left out. Found and proven once a process. Raises LookupError for a
+    name that no table holds, and Unavailable, which the function itself raises too for a size or dtype that its
+    library refuses.
+    """
+    source = _source(source_name, op)
+    try:
+        return _proven(source.name, op, device)
+    except Unavailable as told:
+        raise Unavailable(told.verdict, told.reason) from told
+
+
+def _source(name: str, op: str) -> Source:
+    known = {source.name: source for source in SOURCES}
+    if name not in known:
+        raise LookupError(f"unknown source {name!r}: should be one of {', '.join(known)}")
+    if op not in known[name].ops:
+        raise LookupError(f"{name} has no op {op!r}: should be one of {', '.join(known[name].ops)}")
+    return known[name]
+
+
+def _once(function: Callable[[str, str, str], Adapter]) -> Callable[[str, str, str], Adapter]:
+    """Like functools.cache, but remembers a refusal too: a failed build must not be tried again for each case."""
+
+    @functools.cache
+    def outcome(name: str, op: str, device: str) -> Adapter | Unavailable:
+        try:
+            return function(name, op, device)
+        except Unavailable as told:
+            return told.with_traceback(None)
+
+    @functools.wraps(function)
+    def once(name: str, op: str, device: str) -> Adapter:
+        found = outcome(name, op, device)
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    once.cache_clear = outcome.cache_clear  # type: ignore[attr-defined]
+    return once
+
+
+@_once
+def _proven(name: str, op: str, device: str) -> Adapter:
+    source = _source(name, op)
+    family = device.partition(":")[0]
+    _demand_library(source)
+    if family not in source.devices:
+        raise Unavailable("unsupported", f"{name} serves {', '.join(source.devices)}, not {family}")
+    with _warnings_are_no_errors():
+        _demand_functions(source, op)
+        from refgrid_groundtruth import selftest  # imports torch
+
+        selftest.demand_device(source, device)
+        function = _bound(source, op)
+        _self_test(selftest.run, function, op, device)
+    return function
+
+
+@contextlib.contextmanager
+def _warnings_are_no_errors() -> Iterator[None]:
+    """A caller may turn warnings into errors for its own code; a library's warning must not make it unavailable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield
+
+
+def _demand_library(source: Source) -> None:
+    """Installed at all, and of a release that was looked at."""
+    if importlib.util.find_spec(source.library) is None:
+        raise Unavailable("missing", f"{source.library} is not installed ({source.distribution})")
+    try:
+        version = metadata.version(source.distribution)
+    except metadata.PackageNotFoundError:
+        reason = (
+            f"{source.library} is importable, but no distribution {source.distribution} tells its version"
+        )
+        raise Unavailable("unsupported", reason) from None
+    if not SpecifierSet(source.versions).contains(version, prereleases=True):
+        raise Unavailable("unsupported", f"{source.distribution} {version} but should be {source.versions}")
+
+
+def _demand_functions(source: Source, op: str) -> None:
+    """The library imports and has what the adapter calls; presence is looked up, never guessed from a version."""
+    for path in (source.library, *source.needs[op]):
+        try:
+            _resolve(path)
+        except AttributeError as error:
+            raise Unavailable("api-absent", f"{source.library} has no {path}: {error}") from error
+        except Exception as error:
+            raise _import_failure(source, path, error) from error
+
+
+def _resolve(path: str) -> Any:
+    """The object at a dotted path: modules are imported as far as they go, the rest are attributes."""
+    parts = path.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for done, part in enumerate(parts[1:], start=2):
+        if not hasattr(found, part) and hasattr(found, "__path__"):
+            importlib.import_module(".".join(parts[:done]))
+        found = getattr(found, part)
+    return found
+
+
+def _import_failure(source: Source, path: str, error: Exception) -> Unavailable:
+    """A submodule that the release does not have is an absent function; anything else is a broken installation."""
+    lacking = getattr(error, "name", None) or ""
+    if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{lacking}."):
+        return Unavailable("api-absent", f"{source.library} has no module {lacking}")
+    return Unavailable("import-fail", f"import of {path} raises {type(error).__name__}: {_last_words(error)}")
+
+
+def _bound(source: Source, op: str) -> Adapter:
+    """The adapter with the source's options; what the library refuses in words becomes Unavailable."""
+    module = importlib.import_module(f"refgrid_groundtruth.{source.library}")
+    function: Adapter = functools.partial(getattr(module, op), **source.options.get(op, {}))
+
+    @functools.wraps(function)  # the signature too: callers read the constants from it
+    def call(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        try:
+            with _warnings_are_no_errors():
+                return function(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
+            if _is_refusal(error):
+                raise Unavailable("unsupported", _last_words(error)) from error
+            raise
+
+    return call
+
+
+def _is_refusal(error: Exception) -> bool:
+    if _BUILD.search(str(error)):  # a compiler calls things unsupported too
+        return False
+    return isinstance(error, NotImplementedError) or bool(_REFUSAL.search(str(error)))
+
+
+def _self_test(run: Callable[[Adapter, str, str], None], function: Adapter, op: str, device: str) -> None:
+    try:
+        run(function, op, device)
+    except Unavailable:
+        raise
+    except Exception as error:
+        verdict = "no-compiler" if _NO_COMPILER.search(str(error)) else "error"
+        what = "build failed" if _BUILD.search(str(error)) else f"self-test raised {type(error).__name__}"
+        raise Unavailable(verdict, f"{what}: {_last_words(error)}") from error
+
+
+def _last_words(error: BaseException, lines: int = 3) -> str:
+    """The end of a message: where compilers and tracebacks of native code say what is wrong."""
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " | ".join(words[-lines:])[-600:] or repr(error)

@@ -1,0 +1,107 @@
+"""Ground truth by the modeling code of HuggingFace transformers: plain PyTorch, run on a CPU or on CUDA.
+
+Run with 5.23.0; the same functions were read in 5.12.0 and 5.17.0. Eager attention rounds its scores and its weights
+to the dtype, so in bfloat16 it is a coarser truth than the fused kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.models.llama import modeling_llama
+from transformers.models.olmo2 import modeling_olmo2
+
+from refgrid_groundtruth import Unavailable
+from refgrid_groundtruth.paged import kv_lengths, tiles, used_slots
+
+
+def rmsnorm(hidden_states: torch.Tensor, weight: torch.Tensor, *, eps: float) -> dict[str, torch.Tensor]:
+    """hidden_states [batch_size, hidden_size], weight [hidden_size] -> output as hidden_states.
+
+    Olmo2RMSNorm multiplies by the weight in float32 and rounds once, as the kernels do. LlamaRMSNorm rounds the
+    normed value before the weight as well.
+    """
+    norm = modeling_olmo2.Olmo2RMSNorm(weight.shape[0], eps)
+    norm.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return {"output": norm(hidden_states)}
+
+
+def fused_add_rmsnorm(
+    hidden_states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, eps: float
+) -> dict[str, torch.Tensor]:
+    """hidden_states, residual [batch_size, hidden_size], weight [hidden_size] -> output, residual_out alike.
+
+    As a decoder layer composes them: residual + hidden_states, then the norm of that sum, rounded to the dtype by then.
+    """
+    residual_out = residual + hidden_states
+    return {**rmsnorm(residual_out, weight, eps=eps), "residual_out": residual_out}
+
+
+def gqa_paged_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    kv_last_page_len: torch.Tensor | None = None,
+    *,
+    sm_scale: float,
+) -> dict[str, torch.Tensor]:
+    """One query a sequence: the causal prefill of one row, which sees every key of its sequence.
+
+    q [batch_size, num_qo_heads, head_dim]; the rest as in gqa_paged_prefill_causal -> output as q.
+    """
+    qo_indptr = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+    return gqa_paged_prefill_causal(
+        q, k_cache, v_cache, qo_indptr, kv_indptr, kv_indices, kv_last_page_len, sm_scale=sm_scale
+    )
+
+
+def gqa_paged_prefill_causal(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    kv_last_page_len: torch.Tensor | None = None,
+    *,
+    sm_scale: float,
+) -> dict[str, torch.Tensor]:
+    """Keys are gathered through the page table (used slots only), then go through llama's eager_attention_forward.
+
+    q [total_q, num_qo_heads, head_dim]; k_cache, v_cache [num_pages, page_size, num_kv_heads, head_dim]; qo_indptr,
+    kv_indptr [len_indptr], kv_indices [num_kv_indices], kv_last_page_len [len_indptr - 1], all int32
+    -> output as q; eager attention gives no lse. Raises Unavailable("unsupported") where a row sees no key, for which
+    a softmax over nothing defines no result.
+    """
+    page_size = k_cache.shape[1]
+    kv_len = kv_lengths(kv_indptr, kv_last_page_len, page_size)
+    _demand_keys(qo_indptr, kv_len)
+    slots = used_slots(kv_indptr, kv_indices, kv_len, page_size)
+    k, v = k_cache.flatten(0, 1)[slots], v_cache.flatten(0, 1)[slots]
+    layer = _Layer(q.shape[1] // k.shape[1])
+    output = torch.empty_like(q)
+    for tile in tiles(q, k, v, qo_indptr, kv_len):
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (tile.q, tile.k, tile.v))
+        out, _ = modeling_llama.eager_attention_forward(layer, query, key, value, tile.mask, scaling=sm_scale)
+        output[tile.rows] = out[0]
+    return {"output": output}
+
+
+class _Layer(torch.nn.Module):
+    """What eager attention asks of the layer that it serves."""
+
+    def __init__(self, num_key_value_groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = num_key_value_groups
+        self.eval()
+
+
+def _demand_keys(qo_indptr: torch.Tensor, kv_len: torch.Tensor) -> None:
+    lengths = zip(qo_indptr.diff().tolist(), kv_len.tolist(), strict=True)
+    for sequence, (queries, keys) in enumerate(lengths):
+        if queries > keys:
+            reason = (
+                f"sequence {sequence} has {queries} queries but {keys} keys: eager attention defines nothing"
+            )
+            raise Unavailable("unsupported", f"{reason} for a row that sees no key")

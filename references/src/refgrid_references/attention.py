@@ -1,0 +1,191 @@
+"""Scaled dot-product attention over a paged key/value cache: every layout is one call of `attend`.
+
+Queries are cut into tiles of one sequence and keys into blocks; partial softmaxes are merged exactly (Milakov and
+Gimelshein 2018, https://arxiv.org/abs/1805.02867). So memory is bounded however long a sequence or large a cache is.
+"""
+
+import math
+
+import torch
+
+TILE_ROWS = 64  # queries of one sequence that share the gathered keys
+BLOCK_KEYS = 256  # keys of one sequence gathered at once, more where few tiles are left
+CHUNK_ELEMENTS = 2**21  # elements of the largest temporary: 8 MiB in float32, about a CPU's cache
+
+
+def gqa_paged_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    kv_last_page_len: torch.Tensor | None = None,
+    *,
+    sm_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grouped-query attention of one new token a sequence, as flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper.
+
+    q [batch_size, num_qo_heads, head_dim]; k_cache, v_cache [num_pages, page_size, num_kv_heads, head_dim]; kv_indptr
+    [batch_size + 1]; kv_indices [num_kv_indices]; kv_last_page_len [batch_size], full pages without it
+    -> output as q; lse [batch_size, num_qo_heads] float32, base 2. A sequence without keys gives 0 and -inf.
+    """
+    kv_len = paged_lengths(kv_indptr, kv_last_page_len, k_cache.shape[1])
+    qo_indptr = torch.arange(q.shape[0] + 1, device=q.device)  # one query each: causal, it sees every key
+    return attend(q, k_cache, v_cache, qo_indptr, kv_indptr, kv_indices, kv_len, sm_scale)
+
+
+def gqa_paged_prefill_causal(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    kv_last_page_len: torch.Tensor | None = None,
+    *,
+    sm_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal grouped-query attention of new tokens, as flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper.
+
+    q [total_q, num_qo_heads, head_dim]; k_cache, v_cache [num_pages, page_size, num_kv_heads, head_dim]; qo_indptr,
+    kv_indptr [len_indptr]; kv_indices [num_kv_indices]; kv_last_page_len [len_indptr - 1], full pages without it
+    -> output as q; lse [total_q, num_qo_heads] float32, base 2. Query i of a sequence sees keys
+    j <= kv_len - qo_len + i; one that sees no key gives 0 and -inf.
+    """
+    kv_len = paged_lengths(kv_indptr, kv_last_page_len, k_cache.shape[1])
+    return attend(q, k_cache, v_cache, qo_indptr, kv_indptr, kv_indices, kv_len, sm_scale)
+
+
+def paged_lengths(kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | None, page_size: int) -> torch.Tensor:
+    """Keys of each sequence, [batch_size] int64: all its pages are full but the last."""
+    pages = kv_indptr.diff().long()
+    if kv_last_page_len is None:
+        return pages * page_size
+    return torch.where(pages > 0, (pages - 1) * page_size + kv_last_page_len, 0)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    kv_indices: torch.Tensor,
+    kv_len: torch.Tensor,
+    sm_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """output = softmax(sm_scale q k^T) v over the keys that a query sees, and the log2-sum-exp2 of its scores.
+
+    q [total_q, num_qo_heads, d_qk]; k [num_pages, page_size, num_kv_heads, d_qk]; v likewise with d_vo; kv_len
+    [batch_size] -> output [total_q, num_qo_heads, d_vo] in q's dtype, lse [total_q, num_qo_heads] float32.
+    """
+    total_q, heads = q.shape[:2]
+    sequence, row, seen = tiles(qo_indptr.long(), kv_len)
+    pages = kv_indptr.long()[sequence]
+    longest = seen.amax(dim=1).tolist()
+    per_key = max(row.shape[1] * heads, k.shape[2] * max(k.shape[3], v.shape[3]))
+    output = q.new_zeros(total_q + 1, heads, v.shape[3])  # row total_q takes what tiles hold beyond their end
+    lse = q.new_full((total_q + 1, heads), -math.inf, dtype=torch.float32)
+    first = 0
+    while first < len(longest):
+        fit = max(1, CHUNK_ELEMENTS // (per_key * min(longest[first], BLOCK_KEYS)))
+        count = min(fit, len(longest) - first)
+        part, block = slice(first, first + count), max(1, CHUNK_ELEMENTS // (per_key * count))
+        x = q[row[part].clamp(max=total_q - 1)].float() * (sm_scale * math.log2(math.e))
+        o, lse[row[part]] = attend_tiles(x, k, v, seen[part], pages[part], kv_indices, longest[first], block)
+        output[row[part]] = o.to(q.dtype)
+        first += count
+    return output[:total_q], lse[:total_q]
+
+
+def tiles(qo_indptr: torch.Tensor, kv_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cut the queries into tiles of one sequence, those with most keys first; tiles that see no key are left out.
+
+    -> sequence [tiles]; row [tiles, size], the query's row in q, total_q where the tile ends early; seen [tiles, size],
+    how many keys of its sequence the query sees, 0 where the tile ends early. All int64.
+    """
+    qo_len = qo_indptr.diff()
+    size = int(qo_len.max().clamp(1, TILE_ROWS)) if qo_len.numel() else 1
+    count = (qo_len + size - 1) // size  # tiles of each sequence
+    sequence = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    tile = torch.arange(len(sequence), device=count.device) - (count.cumsum(0) - count)[sequence]
+    i = tile[:, None] * size + torch.arange(size, device=count.device)  # query within its sequence
+    length = qo_len[sequence, None]
+    row = torch.where(i < length, qo_indptr[sequence, None] + i, qo_indptr[-1])
+    seen = torch.where(i < length, kv_len[sequence, None] - length + i + 1, 0).clamp(min=0)  # causal, bottom-right
+    longest, order = seen.amax(dim=1).sort(descending=True, stable=True)
+    order = order[longest > 0]
+    return sequence[order], row[order], seen[order]
+
+
+def attend_tiles(
+    x: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: torch.Tensor,
+    pages: torch.Tensor,
+    kv_indices: torch.Tensor,
+    longest: int,
+    block: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax over the keys of some tiles, block after block, each time rescaled to the running maximum m.
+
+    x [tiles, size, num_qo_heads, d_qk] float32, scaled to base 2; seen [tiles, size]; pages [tiles], where each tile's
+    pages start in kv_indices -> o [tiles, size, num_qo_heads, d_vo], lse [tiles, size, num_qo_heads], float32.
+    """
+    n, size, heads, _ = x.shape
+    groups = (n, k.shape[2], heads // k.shape[2] * size)  # heads of one group share the keys of its kv head
+    x = x.transpose(1, 2).reshape(*groups, -1)
+    seen_in_group = seen.repeat(1, heads // k.shape[2])[:, None, :, None]  # [tiles, 1, group * size, 1]
+    m = x.new_full((*groups, 1), -math.inf)
+    total = x.new_zeros(*groups, 1)
+    o = x.new_zeros(*groups, v.shape[-1])
+    for begin in range(0, longest, block):
+        j = torch.arange(begin, min(begin + block, longest), device=x.device)
+        slot = slots(pages, seen, kv_indices, j, k.shape[1])
+        hidden = j >= seen_in_group
+        s = (x @ gather(k, slot).mT).masked_fill_(hidden, -math.inf)
+        m_new = torch.maximum(m, s.amax(dim=-1, keepdim=True))
+        base = torch.where(m_new == -math.inf, 0, m_new)  # no key seen yet: exp2(-inf - 0) = 0
+        p = torch.exp2(s - base)
+        decay = torch.exp2(m - base)
+        total = total * decay + p.sum(dim=-1, keepdim=True)
+        o = o * decay + weigh(p, gather(v, slot), hidden)
+        m = m_new
+    o = torch.where(total == 0, 0, o / total)
+    lse = m + torch.log2(total)
+    by_row = [y.view(n, heads, size, -1).transpose(1, 2) for y in (o, lse)]
+    return by_row[0], by_row[1].squeeze(-1)
+
+
+def slots(
+    pages: torch.Tensor, seen: torch.Tensor, kv_indices: torch.Tensor, j: torch.Tensor, page_size: int
+) -> torch.Tensor:
+    """Where key number j [block] of each tile lies in the cache, as page * page_size + token: [tiles, block] int64.
+
+    Beyond the tile's last visible key that key is repeated, so an unused slot of the cache is never read.
+    """
+    j = torch.minimum(j, seen.amax(dim=1, keepdim=True) - 1)  # [tiles, block]
+    page = kv_indices[pages[:, None] + j // page_size].long()
+    return page * page_size + j % page_size
+
+
+def gather(cache: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    """Some slots of a cache in float32: slot [tiles, block] -> [tiles, num_kv_heads, block, d], contiguous."""
+    rows = cache.flatten(0, 1).index_select(0, slot.flatten())  # cast after gathering: a cache may be large
+    rows = rows.view(*slot.shape, *rows.shape[1:]).transpose(1, 2)
+    return rows.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def weigh(p: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """p @ v, in which a hidden key adds nothing even if its value is NaN or infinite, though 0 * NaN is NaN.
+
+    p [..., rows, keys], 0 where hidden; v [..., keys, d_vo] -> [..., rows, d_vo].
+    """
+    o = p @ v
+    if not torch.isfinite(o.sum()):
+        o = p @ torch.where(torch.isfinite(v), v, 0)
+        for value, held in ((math.nan, v.isnan()), (math.inf, v == math.inf), (-math.inf, v == -math.inf)):
+            hit = (~hidden).to(p.dtype) @ held.to(p.dtype)  # how many visible keys hold this value
+            o = torch.where(hit > 0, o + value, o)
+    return o

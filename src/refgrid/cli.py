@@ -1,0 +1,186 @@
+"""The `refgrid` command: plan, render, add-reference-tests, matrix. pytest runs the cases."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from refgrid.case import SIZES, Selection, Size, plan
+from refgrid.definition import DataSet, DefinitionError, load_dataset
+from refgrid.sources import Sources
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_dataset = click.option("--dataset", type=_FOLDER, default=".", help="Data set to use (default: this folder).")
+_op_type = click.option("--op-type", multiple=True, metavar="T", help="Only this op_type; may be repeated.")
+_name = click.option("--definition-name", multiple=True, metavar="N", help="Only this definition; may be repeated.")
+
+
+class _Sizes(click.ParamType):
+    """Sizes, comma-separated, as the pytest option of the same name takes them."""
+
+    name = "|".join(SIZES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Size, ...]:
+        given = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
+        for size in given:
+            if size not in SIZES:
+                self.fail(f"{size!r} is not known; legal values: {', '.join(SIZES)}", param, ctx)
+        return cast("tuple[Size, ...]", given)
+
+
+_sizes = click.option("--test-sizes", type=_Sizes(), default=(), help="Only these sizes, comma-separated.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="refgrid")
+def main() -> None:
+    """Which reference implementations of LLM kernels are right, against which ground truth, and where."""
+
+
+@main.command()
+@_dataset
+@_op_type
+@_name
+@_sizes
+@click.option("--json", "as_json", is_flag=True, help="Every case, one JSON object a line.")
+def show_plan(
+    dataset: Path,
+    op_type: tuple[str, ...],
+    definition_name: tuple[str, ...],
+    test_sizes: tuple[Size, ...],
+    as_json: bool,
+) -> None:
+    """Count (or list) the cases that a run would owe; needs no torch and no GPU."""
+    data, sources = _load(dataset), Sources()
+    selection = Selection(op_type, definition_name, test_sizes or SIZES)
+    try:
+        cases = plan(data, {op: sources.serving(op) for op in sources.ops}, selection)
+    except ValueError as error:
+        _fail(str(error))
+    if as_json:
+        for case in cases:
+            click.echo(json.dumps({"id": case.id, **asdict(case)}))
+        return
+    _plan_table(Counter((case.op, case.source or case.check, case.size) for case in cases))
+    _report_broken(data)
+
+
+@main.command()
+@_dataset
+@click.option("--package", default="refgrid_references", help="Package that holds the references and their table.")
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 when a file is stale.")
+def render(dataset: Path, package: str, check: bool) -> None:
+    """Write definitions/<op_type>/<name>.json from the references and their table of sizes."""
+    from refgrid.render import RenderError, stale
+    from refgrid.render import render as write
+
+    try:
+        if not check:
+            click.echo(f"{len(write(package, dataset))} definitions written below {dataset / 'definitions'}")
+            return
+        late = stale(package, dataset)
+    except RenderError as error:
+        _fail(str(error))
+    for line in late:
+        click.echo(line)
+    sys.exit(1 if late else 0)
+
+
+@main.command()
+@_dataset
+@click.option("--definition-name", metavar="N", help="One definition.")
+@click.option("--op-type", metavar="T", help="All definitions of one op_type.")
+@click.option("--all", "everything", is_flag=True, help="All definitions.")
+@click.option("--output", type=_FOLDER, default="tests/references", help="Folder of the test files.")
+@click.option("--force", is_flag=True, help="Write the class anew where one exists.")
+@click.option("--test-sizes", type=_Sizes(), default=(), help="Sizes of the written classes.")
+@click.option("--tolerance", type=click.FloatRange(min=0), help="atol = rtol of the written classes.")
+def add_reference_tests(
+    dataset: Path,
+    definition_name: str | None,
+    op_type: str | None,
+    everything: bool,
+    output: Path,
+    **options: Any,
+) -> None:
+    """Write a test class for each definition that has none; run twice, it changes nothing."""
+    from refgrid.generate import Request, add_reference_tests
+
+    if sum(map(bool, (definition_name, op_type, everything))) != 1:
+        _fail("give exactly one of --definition-name N, --op-type T and --all")
+    data, sources = _load(dataset), Sources()
+    selection = Selection((op_type,) if op_type else (), (definition_name,) if definition_name else ())
+    try:
+        coverage = add_reference_tests(data, sources.ops, Request(selection, output, **options))
+    except (ValueError, SyntaxError) as error:
+        _fail(str(error))
+    _coverage_table(coverage)
+    _report_broken(data)
+
+
+@main.command()
+@click.option("--results", type=_FOLDER, default="results", help="Folder of the records, read with its subfolders.")
+@click.option("--output", type=_FOLDER, default="results/local", help="Folder of matrix.md and matrix.json.")
+@click.option("--environments", type=click.Path(path_type=Path), default="ci/environments.toml", help="The table.")
+def matrix(results: Path, output: Path, environments: Path) -> None:
+    """Print the compatibility matrix of all records; exit 1 when a cell is red, 2 when nothing was proven."""
+    from refgrid.matrix import build, print_matrix, write_files
+    from refgrid.record import RecordError, read_runs
+
+    try:
+        built = build(read_runs(results), declared=_declared(environments))
+    except (RecordError, ValueError) as error:
+        _fail(str(error))
+    print_matrix(built, Console())
+    for file in write_files(built, output):
+        click.echo(f"written: {file}")
+    sys.exit(built.exit_code)
+
+
+main.add_command(show_plan, "plan")
+
+
+def _load(folder: Path) -> DataSet:
+    try:
+        return load_dataset(folder)
+    except DefinitionError as error:
+        _fail(str(error))
+
+
+def _declared(file: Path) -> dict[str, str]:
+    from refgrid.environments import why_not_here
+
+    return why_not_here(file) if file.exists() else {}
+
+
+def _plan_table(counts: Counter[tuple[str, str, str]]) -> None:
+    table = Table("op", "held against", *SIZES, title=f"{counts.total()} cases planned")
+    for op, against in dict.fromkeys((op, against) for op, against, _ in counts):
+        table.add_row(op, against, *(str(counts[op, against, size]) for size in SIZES))
+    Console().print(table)
+
+
+def _coverage_table(coverage: Any) -> None:
+    table = Table("op_type", "definitions", "written", "tested before", "without a test", title="coverage")
+    for op_type in coverage.op_types:
+        table.add_row(op_type, *map(str, coverage.row(op_type)))
+    Console().print(table)
+
+
+def _report_broken(data: DataSet) -> None:
+    for error in data.broken:
+        click.echo(f"error: {error}", err=True)
+    if data.broken:
+        sys.exit(1)
+
+
+def _fail(reason: str) -> NoReturn:
+    raise click.UsageError(reason)

@@ -1,0 +1,169 @@
+"""Columns of the matrix: one environment on one kind of machine, and which outcome of its several runs stands.
+
+The newest run wins, case by case. A run that did not plan a case, or ended before its turn, replaces nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from refgrid.environment import Environment
+from refgrid.record import Outcome, Run, Verdict
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An outcome that no newer run has replaced, and the run it is of."""
+
+    outcome: Outcome
+    run: Run
+
+
+@dataclass(frozen=True)
+class Column:
+    """One environment on one kind of machine, as the newest run with a result measured it.
+
+    `planned` counts the cases as the runs' headers have them, apart from what became of them. `notes` say where older
+    outcomes stand. A column without records has no environment and says in `reason` why.
+    """
+
+    title: str
+    environment: Environment | None = None
+    standing: Mapping[str, Standing] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
+    planned: int = 0
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def outcomes(self) -> tuple[Standing, ...]:
+        """What stands, in planned order."""
+        return tuple(self.standing.values())
+
+    @property
+    def dates(self) -> tuple[str, str] | None:
+        """The start of the oldest and of the newest run that an outcome is of; None when nothing ran."""
+        return span(self.outcomes)
+
+
+def span(standing: Sequence[Standing]) -> tuple[str, str] | None:
+    """Oldest and newest start of the runs that real outcomes are of."""
+    started = sorted(entry.run.header.started for entry in standing if _real(entry.outcome))
+    return (started[0], started[-1]) if started else None
+
+
+def columns(runs: Sequence[Run], declared: Mapping[str, str]) -> tuple[Column, ...]:
+    """A column for every environment and machine kind that has records, then the declared ones that have none."""
+    titles: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.header.started):
+        titles.setdefault(run.header.environment.title, []).append(run)
+    recorded = {run.header.environment.name for run in runs}
+    empty = [Column(name, reason=reason) for name, reason in declared.items() if name not in recorded]
+    return (*(_column(title, titles[title]) for title in sorted(titles)), *empty)
+
+
+def _column(title: str, runs: Sequence[Run]) -> Column:
+    standing: dict[str, Standing] = {}
+    planned: Counter[str] = Counter()
+    replaced: set[str] = set()
+    for run in runs:
+        # The union keeps a case that one header names twice as two: it can end only once, so the sums will differ.
+        planned |= Counter(case.id for case in run.header.planned)
+        for outcome in run.accounted():
+            if _real(outcome) or outcome.case.id not in standing:
+                standing[outcome.case.id] = Standing(outcome, run)
+        replaced |= _drop_other_file(standing, run)
+    replaced -= set(standing)
+    owed = sum(count for case_id, count in planned.items() if case_id not in replaced)
+    newest = _newest(runs, standing)
+    notes = tuple(_notes(runs, standing, replaced, newest))
+    return Column(title, newest.header.environment, standing, tuple(runs), owed, notes)
+
+
+def _real(outcome: Outcome) -> bool:
+    return outcome.verdict is not Verdict.NOT_RUN
+
+
+def _drop_other_file(standing: dict[str, Standing], run: Run) -> set[str]:
+    """A definition that was broken and is not any more, or the other way round, is another file: its past goes.
+
+    Otherwise the error of a file that was mended years ago would stay in the matrix for ever.
+    """
+    real = [outcome.case for outcome in run.accounted() if _real(outcome)]
+    broken = {case.definition: case.check == "definition" for case in real}
+    gone = set()
+    for case_id, entry in standing.items():
+        was_broken = entry.outcome.case.check == "definition"
+        if entry.run is not run and broken.get(entry.outcome.case.definition, was_broken) != was_broken:
+            gone.add(case_id)
+    for case_id in gone:
+        del standing[case_id]
+    return gone
+
+
+def _newest(runs: Sequence[Run], standing: Mapping[str, Standing]) -> Run:
+    with_result = [run for run in runs if any(e.run is run and _real(e.outcome) for e in standing.values())]
+    return (with_result or list(runs))[-1]
+
+
+def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], replaced: set[str], newest: Run) -> Iterator[str]:
+    for run in runs:
+        if not run.header.planned:
+            yield f"{_name(run)} planned no case and replaces nothing"
+        yield from _unfinished(run, standing)
+        if run is not newest:
+            yield from _older(run, standing, newest)
+    if replaced:
+        left_out = _count(len(replaced), "older outcome")
+        yield f"{left_out} left out: the definition's file was broken since, or has been mended"
+
+
+def _unfinished(run: Run, standing: Mapping[str, Standing]) -> Iterator[str]:
+    """Cases that the run owed and did not run, unless a newer run has made up for them."""
+    lost = [outcome.case.id for outcome in run.accounted() if not _real(outcome) and outcome.case.id in standing]
+    open_ = [i for i in lost if standing[i].run is run]
+    kept = [i for i in lost if standing[i].run.header.started < run.header.started]
+    if open_ or kept:
+        told = f"{_name(run)} left {len(open_) + len(kept)} of {len(run.header.planned)} cases not-run"
+        yield told + (f"; {len(kept)} keep the outcome of an older run" if kept else "")
+
+
+def _older(run: Run, standing: Mapping[str, Standing], newest: Run) -> Iterator[str]:
+    """What stands of an older run, and what has changed since."""
+    kept = [entry for entry in standing.values() if entry.run is run and _real(entry.outcome)]
+    if not kept or run.header.started > newest.header.started:
+        return
+    changed = list(_changes(run.header.environment, newest.header.environment))
+    texts = _texts(standing)
+    ran = ((e.outcome.hashes.get("reference"), texts.get(e.outcome.case.definition)) for e in kept)
+    other = sum(text is not None and text != newest_text for text, newest_text in ran)
+    changed += [f"{other} of them with another text of the reference"] if other else []
+    yield ", ".join([f"{_count(len(kept), 'outcome')} of {_name(run)} stand, no newer run has them", *changed])
+
+
+def _texts(standing: Mapping[str, Standing]) -> dict[str, str]:
+    """Hash of the reference text that the newest outcome of each definition ran."""
+    by_age = sorted(standing.values(), key=lambda entry: entry.run.header.started)
+    hashes = ((entry.outcome.case.definition, entry.outcome.hashes.get("reference")) for entry in by_age)
+    return {definition: text for definition, text in hashes if text}
+
+
+def _changes(old: Environment, new: Environment) -> Iterator[str]:
+    for each in fields(Environment):
+        before, after = getattr(old, each.name), getattr(new, each.name)
+        if isinstance(before, dict):
+            for library in sorted({*before, *after}):
+                if before.get(library) != after.get(library):
+                    yield f"measured with {library} {before.get(library) or 'missing'}"
+        elif before != after:
+            yield f"measured with {each.name} {before or 'missing'}"
+
+
+def _name(run: Run) -> str:
+    return f"run {run.header.run} of {run.header.started[:10]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,304 @@
+"""Proves one case at a time: draws the inputs, runs reference and ground truth on copies, holds one against the other.
+
+Inputs, reference results and truths of the latest workload are kept, so that its cases share them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from refgrid.case import Case
+from refgrid.compare import Comparison, compare
+from refgrid.definition import DataSet, Definition, DefinitionError, TensorSpec
+from refgrid.inputs import Inputs, make_inputs
+from refgrid.record import Verdict
+from refgrid.reference import compile_reference, text_hash
+from refgrid.sources import Sources
+from refgrid.tolerance import Tolerance, tolerance_for
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Finding(AssertionError):
+    """A case did not match: its verdict, the reason in words and what was measured."""
+
+    def __init__(self, verdict: Verdict, reason: str, comparisons: tuple[Comparison, ...] = ()) -> None:
+        super().__init__(reason)
+        self.verdict, self.reason, self.comparisons = verdict, reason, comparisons
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a case that matched was proven with; `note` says what the truth could not show."""
+
+    comparisons: tuple[Comparison, ...] = ()
+    note: str = ""
+
+
+@dataclass
+class _Bench:
+    """Everything about one workload that its cases share."""
+
+    definition: Definition
+    axes: Mapping[str, int]
+    inputs: Inputs
+    reference: Tensors | None = None
+    truths: dict[str, Tensors | Exception] = field(default_factory=dict)
+
+
+class Prover:
+    """Proves cases on one device ("cpu" or "cuda"); `tolerance` replaces the table where it is given."""
+
+    def __init__(self, dataset: DataSet, sources: Sources, device: str, tolerance: Tolerance | None = None) -> None:
+        self.dataset, self.sources, self.device, self.tolerance = dataset, sources, device, tolerance
+        self.seconds: dict[str, float] = {}
+        self.hashes: dict[str, str] = {}
+        self._key: tuple[str, str, int] | None = None
+        self._bench: _Bench | None = None
+        self._run: tuple[str, Callable[..., Any]] | None = None
+
+    def prove(self, case: Case, tolerance: Tolerance | None = None) -> Proof:
+        """Check one case; returns what was measured, raises Finding when the case does not match.
+
+        Raises DefinitionError for a file that cannot be used, an exception with `verdict` and `reason` for a
+        source that cannot serve here, and whatever the reference or the library raises.
+        """
+        self.seconds, self.hashes = {}, {}
+        checks: dict[str, Callable[[Case, Tolerance | None], Proof]] = {
+            "definition": self._definition,
+            "shape": self._shape,
+            "dtype": self._dtype,
+            "numerics": self._numerics,
+            "agreement": self._agreement,
+            "determinism": self._determinism,
+        }
+        return checks[case.check](case, tolerance or self.tolerance)
+
+    def _definition(self, case: Case, _: Tolerance | None) -> Proof:
+        for error in self.dataset.broken:
+            if error.name == case.definition:
+                raise error
+        raise Finding(Verdict.ERROR, f"{case.definition}: has no workload, so nothing could be proven")
+
+    def _shape(self, case: Case, _: Tolerance | None) -> Proof:
+        bench = self._prepare(case)
+        _demand_shapes("reference", self._reference(bench), bench)
+        return Proof()
+
+    def _dtype(self, case: Case, _: Tolerance | None) -> Proof:
+        bench = self._prepare(case)
+        _demand_dtypes("reference", self._reference(bench), bench)
+        return Proof()
+
+    def _numerics(self, case: Case, tolerance: Tolerance | None) -> Proof:
+        if case.source is None:
+            raise Finding(Verdict.NO_GROUND_TRUTH, f"no source serves {case.op}")
+        bench = self._prepare(case)
+        reference, truth = self._reference(bench), self._truth(bench, case, case.source)
+        _demand_shapes("reference", reference, bench)
+        _demand_dtypes("reference", reference, bench)
+        with self._timed("compare"):
+            comparisons = _compare(reference, truth, case, tolerance)
+        _demand_match(comparisons, f"[{case.definition}, reference against {case.source}]")
+        missing = [name for name in reference if name not in truth]
+        return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
+
+    def _agreement(self, case: Case, tolerance: Tolerance | None) -> Proof:
+        bench = self._prepare(case)
+        truths, absent = self._all_truths(bench, case)
+        if len(truths) < 2:
+            why = "; ".join(f"{name}: {reason}" for name, (_, reason) in absent.items())
+            worst = min((verdict for verdict, _ in absent.values()), key=list(Verdict).index)
+            raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
+        first, *others = truths
+        comparisons: list[Comparison] = []
+        with self._timed("compare"):
+            for other in others:
+                shared = {name: tensor for name, tensor in truths[other].items() if name in truths[first]}
+                found = _compare(shared, truths[first], case, tolerance)
+                _demand_match(found, f"[{case.definition}, {other} against {first}]")
+                comparisons += found
+        return Proof(tuple(comparisons))
+
+    def _determinism(self, case: Case, _: Tolerance | None) -> Proof:
+        bench = self._prepare(case)
+        first, again = self._reference(bench), self._call_reference(bench)
+        for name, tensor in first.items():
+            if not _same_bits(tensor, again[name]):
+                differing = int((tensor != again[name]).sum())
+                reason = f"{name} differs between two runs of the reference on equal inputs in {differing} elements"
+                raise Finding(Verdict.NONDETERMINISTIC, reason)
+        return Proof()
+
+    def _prepare(self, case: Case) -> _Bench:
+        """Inputs of the case's workload, drawn once for all its cases."""
+        key = (case.definition, case.workload, case.seed)
+        if self._key != key or self._bench is None:
+            self._key, self._bench = None, None  # let go of the last workload's memory before drawing the next
+            definition = self.dataset.definitions[case.definition]
+            workload = next(w for w in self.dataset.workloads[case.definition] if w.uuid == case.workload)
+            with self._timed("inputs"):
+                inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root)
+            self._bench = _Bench(definition, definition.axis_values(workload.axes), inputs)
+            self._key = key
+        definition = self._bench.definition
+        self.hashes = {"inputs": self._bench.inputs.hash, "reference": text_hash(definition.reference)}
+        return self._bench
+
+    def _reference(self, bench: _Bench) -> Tensors:
+        if bench.reference is None:
+            bench.reference = self._call_reference(bench)
+        return bench.reference
+
+    def _call_reference(self, bench: _Bench) -> Tensors:
+        if self._run is None or self._run[0] != bench.definition.name:
+            self._run = (bench.definition.name, compile_reference(bench.definition))
+        run = self._run[1]
+        with self._timed("reference"):
+            result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()))
+        return _named(result, bench.definition)
+
+    def _truth(self, bench: _Bench, case: Case, source: str) -> Tensors:
+        if source not in bench.truths:
+            try:
+                bench.truths[source] = self._call_truth(bench, case, source)
+            except Exception as error:  # kept, so that agreement does not run a failing kernel again
+                bench.truths[source] = error
+        truth = bench.truths[source]
+        if isinstance(truth, Exception):
+            raise truth
+        return truth
+
+    def _call_truth(self, bench: _Bench, case: Case, source: str) -> Tensors:
+        adapter = self.sources.adapter(source, case.op, self.device)
+        constants = {name: bench.definition.constant(name) for name in _constants_of(adapter, bench.definition)}
+        with self._timed("truth"):
+            given = dict(self._on_copies(source, bench, lambda inputs: adapter(**inputs, **constants)))
+        strays = [name for name in given if name not in bench.definition.outputs]
+        if strays or not given:
+            raise Finding(Verdict.ERROR, f"{source} gives {list(given)} but the outputs are {_names(bench)}")
+        _demand_shapes(source, given, bench)
+        _demand_dtypes(source, given, bench)
+        return given
+
+    def _all_truths(self, bench: _Bench, case: Case) -> tuple[dict[str, Tensors], dict[str, tuple[Verdict, str]]]:
+        truths: dict[str, Tensors] = {}
+        absent: dict[str, tuple[Verdict, str]] = {}
+        for source in self.sources.serving(case.op):
+            try:
+                truths[source] = self._truth(bench, case, source)
+            except Exception as error:
+                verdict, reason = judge(error)
+                if verdict.colour != "yellow":
+                    raise
+                absent[source] = (verdict, reason)
+        return truths, absent
+
+    def _on_copies(self, who: str, bench: _Bench, call: Callable[[Mapping[str, Any]], Any]) -> Any:
+        """Call with copies at fresh addresses; whoever writes into its inputs is an error."""
+        copies = {name: _copy(value) for name, value in bench.inputs.tensors.items()}
+        result = call(copies)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        for name, value in bench.inputs.tensors.items():
+            if isinstance(value, torch.Tensor) and not _same_bits(value, copies[name]):
+                raise Finding(Verdict.ERROR, f"{who} changed its input {name}, which is no output of the definition")
+        return result
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+def judge(error: BaseException) -> tuple[Verdict, str]:
+    """The verdict and the reason that an exception stands for; an exception nobody planned is an `error`."""
+    told = getattr(error, "verdict", None)
+    if told is not None:
+        return Verdict(told), str(getattr(error, "reason", error))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return Verdict.OOM, _first_line(error)
+    if isinstance(error, DefinitionError):
+        return Verdict.ERROR, str(error)
+    return Verdict.ERROR, f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:500]
+
+
+def _constants_of(adapter: Callable[..., Any], definition: Definition) -> list[str]:
+    """Keyword-only parameters without a default: what the definition fixes but no input shows, such as eps."""
+    import inspect
+
+    parameters = inspect.signature(adapter).parameters.values()
+    wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    return [name for name in wanted if name not in definition.inputs]
+
+
+def _named(result: Any, definition: Definition) -> Tensors:
+    """Outputs by name, from a tensor, a sequence in the definition's order, or a mapping."""
+    if isinstance(result, Mapping):
+        result = [result.get(name) for name in definition.outputs]
+    values = list(result) if isinstance(result, tuple | list) else [result]
+    if len(values) != len(definition.outputs) or not all(isinstance(value, torch.Tensor) for value in values):
+        found = [type(value).__name__ for value in values]
+        reason = f"reference returns {found} but the outputs are {list(definition.outputs)}, each a Tensor"
+        raise Finding(Verdict.ERROR, reason)
+    return dict(zip(definition.outputs, values, strict=True))
+
+
+def _names(bench: _Bench) -> list[str]:
+    return list(bench.definition.outputs)
+
+
+def _demand_shapes(who: str, tensors: Tensors, bench: _Bench) -> None:
+    for name, tensor in tensors.items():
+        wanted = bench.definition.shape(name, bench.axes) or ()
+        if tuple(tensor.shape) != wanted:
+            reason = f"{who}: {name}.shape = {list(tensor.shape)}, but should be {list(wanted)}"
+            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
+
+
+def _demand_dtypes(who: str, tensors: Tensors, bench: _Bench) -> None:
+    for name, tensor in tensors.items():
+        spec: TensorSpec = bench.definition.outputs[name]
+        if tensor.dtype != getattr(torch, spec.dtype):
+            reason = f"{who}: {name}.dtype = {str(tensor.dtype).removeprefix('torch.')}, but should be {spec.dtype}"
+            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
+
+
+def _compare(actual: Tensors, expected: Tensors, case: Case, tolerance: Tolerance | None) -> tuple[Comparison, ...]:
+    found = []
+    for name, truth in expected.items():
+        if name in actual:
+            dtype = str(truth.dtype).removeprefix("torch.")
+            found.append(compare(name, actual[name], truth, tolerance or tolerance_for(case.op, dtype, name)))
+    if not found:
+        raise Finding(Verdict.ERROR, f"nothing to compare: {list(actual)} and {list(expected)} share no output")
+    return tuple(found)
+
+
+def _demand_match(comparisons: tuple[Comparison, ...], where: str) -> None:
+    wrong = [comparison.describe() for comparison in comparisons if not comparison.matches]
+    if wrong:
+        raise Finding(Verdict.MISMATCH, f"{'; '.join(wrong)} {where}", comparisons)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal bit for bit, so that NaN equals itself and -0.0 differs from 0.0."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    flat = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right))
+    return torch.equal(*flat)

@@ -1,0 +1,55 @@
+"""Shared by the tests of the instrument: small data sets on disk, and pytest's own test bench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
+
+
+@pytest.fixture
+def double() -> dict[str, Any]:
+    """A definition that doubles its input, as a dictionary to damage."""
+    return {
+        "name": "double_n4",
+        "op_type": "double",
+        "axes": {"batch_size": {"type": "var"}, "n": {"type": "const", "value": 4}},
+        "inputs": {"x": {"shape": ["batch_size", "n"], "dtype": "float32"}},
+        "outputs": {"y": {"shape": ["batch_size", "n"], "dtype": "float32"}},
+        "reference": REFERENCE,
+    }
+
+
+WriteDefinition = Callable[..., Path]
+
+
+@pytest.fixture
+def write_definition(tmp_path: Path) -> WriteDefinition:
+    """Writes one definition and its workloads below tmp_path; returns the definition's file."""
+
+    def write(definition: dict[str, Any] | str, *batch_sizes: int, name: str = "double_n4") -> Path:
+        text = definition if isinstance(definition, str) else json.dumps(definition)
+        name = name if isinstance(definition, str) else definition["name"]
+        file = tmp_path / "definitions" / "double" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        lines = [
+            {
+                "definition": name,
+                "workload": {"uuid": f"b{size}", "axes": {"batch_size": size}, "inputs": {"x": {"type": "random"}}},
+            }
+            for size in batch_sizes
+        ]
+        workloads = tmp_path / "workloads" / "double" / f"{name}.jsonl"
+        workloads.parent.mkdir(parents=True, exist_ok=True)
+        workloads.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return file
+
+    return write

@@ -1,0 +1,110 @@
+"""Who may import what: one table, read from the source files, so nothing needs to be installed."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNEL_LIBRARIES = {"flashinfer", "sglang", "sgl_kernel", "transformers", "vllm", "triton"}
+OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
+
+# The instrument's modules that run cases; everything else of it must start without torch.
+TENSOR_MODULES = {"compare.py", "inputs.py", "proof.py"}
+
+
+def imports(source: str, *, top_level_only: bool = False) -> Iterator[str]:
+    """First part of every imported module's name; type-checking blocks do not run and do not count."""
+    tree = ast.parse(source)
+    for node in _running(tree) if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+def _running(tree: ast.Module) -> Iterator[ast.AST]:
+    for node in tree.body:
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield node
+
+
+def strays(source: str, may: set[str]) -> set[str]:
+    """What a source imports beyond what it may."""
+    return set(imports(source)) - may - {"__future__"}
+
+
+def _files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, f"{folder} holds no Python file: the rule would check nothing"
+    return found
+
+
+def _ids(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("file", _files("references/src"), ids=_ids)
+def test_references_import_torch_and_math_only(file: Path) -> None:
+    assert strays(file.read_text(), {"torch", "math", "typing", "collections", "refgrid_references"}) == set()
+
+
+@pytest.mark.parametrize("file", _files("groundtruth/src"), ids=_ids)
+def test_an_adapter_imports_torch_and_its_own_library_only(file: Path) -> None:
+    used = set(imports(file.read_text()))
+    library = {file.stem} if file.stem in KERNEL_LIBRARIES else set()
+
+    assert used & KERNEL_LIBRARIES <= library
+    assert used & OWN <= {"refgrid_groundtruth"}
+
+
+def test_the_table_of_sources_imports_no_library_and_no_torch() -> None:
+    text = (ROOT / "groundtruth/src/refgrid_groundtruth/__init__.py").read_text()
+
+    assert set(imports(text)) <= set(sys.stdlib_module_names) | {"packaging", "refgrid_groundtruth"}
+
+
+@pytest.mark.parametrize("file", _files("src/refgrid"), ids=_ids)
+def test_the_instrument_knows_no_kernel_library_and_neither_member(file: Path) -> None:
+    assert set(imports(file.read_text())) & (KERNEL_LIBRARIES | OWN - {"refgrid"}) == set()
+
+
+@pytest.mark.parametrize("file", _files("src/refgrid"), ids=_ids)
+def test_the_instrument_starts_without_torch(file: Path) -> None:
+    if file.name not in TENSOR_MODULES:
+        assert "torch" not in set(imports(file.read_text(), top_level_only=True))
+
+
+def test_the_noxfile_imports_neither_member_nor_torch() -> None:
+    used = set(imports((ROOT / "noxfile.py").read_text()))
+
+    assert used & (KERNEL_LIBRARIES | {"torch", "refgrid_references", "refgrid_groundtruth"}) == set()
+
+
+@pytest.mark.parametrize("folder", ["tests", "ci"])
+def test_folders_with_common_names_are_no_packages(folder: str) -> None:
+    assert not list((ROOT / folder).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        pytest.param("import flashinfer.norm", {"flashinfer"}, id="import"),
+        pytest.param("from numpy import array", {"numpy"}, id="from"),
+        pytest.param("def f():\n    import sglang", {"sglang"}, id="inside a function"),
+        pytest.param("import torch, math", set(), id="allowed"),
+    ],
+)
+def test_the_rule_notices_a_stray_import(source: str, found: set[str]) -> None:
+    assert strays(source, {"torch", "math"}) == found
+
+
+def test_the_torch_rule_sees_the_top_level_and_skips_type_checking() -> None:
+    lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\ndef f():\n    import torch\n"
+
+    assert "torch" not in set(imports(lazy, top_level_only=True))
+    assert "torch" in set(imports("import torch", top_level_only=True))

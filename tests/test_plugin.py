@@ -1,0 +1,369 @@
+"""The pytest plugin, run for real in pytest processes of its own: verdicts, records, and the account of them.
+
+The data set is one op, `double`, with a ground truth of our own in a provider installed beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refgrid.record import Outcome, Run, Verdict, read_runs
+
+PROVIDER = """
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    name: str
+    library: str = "torch"
+    distribution: str = "torch"
+    ops: tuple = ("double",)
+
+class Unavailable(Exception):
+    def __init__(self, verdict, reason):
+        self.verdict, self.reason = verdict, reason
+
+SOURCES = (Source("sum"), Source("absent"))
+
+def adapter(source, op, device):
+    if source == "absent":
+        raise Unavailable("missing", "absent is not installed")
+    def truth(x):
+        {truth}
+    return truth
+"""
+TESTS = """
+from refgrid.contract import ReferenceContract
+
+class TestDoubleN4(ReferenceContract):
+    definition_name = "double_n4"
+"""
+TRUTH = 'return {"y": x + x}'
+
+
+class Project:
+    """A checkout with one definition, its test file and a ground-truth provider."""
+
+    def __init__(self, root: Path, definition: dict[str, Any], write_definition: Any) -> None:
+        self.root, self.definition, self.write_definition = root, definition, write_definition
+        (root / "test_double.py").write_text(TESTS)
+        (root / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
+        self.truth(TRUTH)
+
+    def reference(self, body: str, *batch_sizes: int) -> None:
+        """The body of `run(x)`; torch is imported."""
+        text = "import os, time, torch\n\ndef run(x):\n    " + body.replace("\n", "\n    ") + "\n"
+        self.write_definition({**self.definition, "reference": text}, *(batch_sizes or (1, 2)))
+
+    def truth(self, body: str) -> None:
+        """The body of the ground truth of `double`."""
+        (self.root / "provider.py").write_text(PROVIDER.replace("{truth}", body.replace("\n", "\n        ")))
+        info = self.root / "provider-1.0.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: provider\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[refgrid.sources]\nprovider = provider\n")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--device", "cpu", *arguments]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), cwd=self.root, env=self.variables, capture_output=True, text=True, check=False
+        )
+
+    def records(self) -> Run:
+        (run,) = read_runs(self.root / "results")
+        return run
+
+    def verdicts(self) -> dict[str, str]:
+        """Verdict by case, without the definition's name."""
+        return {o.case.id.removeprefix("double_n4-"): o.verdict.value for o in self.records().accounted()}
+
+    def outcome(self, case: str) -> Outcome:
+        return self.records().outcomes[f"double_n4-{case}"]
+
+
+@pytest.fixture
+def project(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Project:
+    made = Project(tmp_path, double, write_definition)
+    made.reference("return x * 2")
+    return made
+
+
+def test_a_right_reference_matches_and_an_absent_library_is_no_pass(project: Project) -> None:
+    done = project.run("--definition-name", "double_n4")
+
+    assert done.returncode == 0, done.stdout
+    assert project.verdicts() == {
+        f"b{size}-{check}": verdict
+        for size in (1, 2)
+        for check, verdict in {
+            "shape": "match",
+            "dtype": "match",
+            "sum": "match",
+            "absent": "missing",
+            "agreement": "missing",
+            "determinism": "match",
+        }.items()
+    }
+    assert "planned 12 = accounted 12: 4 missing, 8 match" in done.stdout
+    assert project.records().finished
+
+
+def test_a_match_carries_its_numbers(project: Project) -> None:
+    project.run()
+
+    outcome = project.outcome("b2-sum")
+
+    (comparison,) = outcome.comparisons
+    assert comparison["output"] == "y"
+    assert comparison["max_abs_error"] == 0
+    assert {"inputs", "reference", "truth", "compare"} >= set(outcome.seconds) >= {"truth", "compare"}
+    assert set(outcome.hashes) == {"inputs", "reference"}
+
+
+@pytest.mark.parametrize(
+    ("reference", "truth", "verdict", "reason"),
+    [
+        pytest.param("return x * 2.1", TRUTH, "mismatch", "y is off at [", id="wrong scale"),
+        pytest.param("return x.roll(1, 1) * 2", TRUTH, "mismatch", "y is off at [", id="shifted"),
+        pytest.param("y = x * 2\ny[0, 1] = float('nan')\nreturn y", TRUTH, "mismatch", "y is nan at [0, 1]", id="nan"),
+        pytest.param(
+            "return x * 2",
+            "y = x + x\ny[0, 1] = float('nan')\nreturn {'y': y}",
+            "mismatch",
+            "but should be nan",
+            id="nan in the truth",
+        ),
+        pytest.param("return x[:0] * 2", TRUTH, "error", "y.shape = [0, 4], but should be [1, 4]", id="empty"),
+        pytest.param("return x.double() * 2", TRUTH, "error", "y.dtype = float64, but should be float32", id="dtype"),
+        pytest.param("return x, x", TRUTH, "error", "the outputs are ['y']", id="two outputs"),
+        pytest.param("return x.mul_(2)", TRUTH, "error", "reference changed its input x", id="input overwritten"),
+        pytest.param(
+            "return x * 2", "return {'y': x.mul_(2)}", "error", "sum changed its input x", id="truth overwrites"
+        ),
+        pytest.param("return x * 2", "return {'z': x}", "error", "sum gives ['z']", id="other output"),
+        pytest.param("return x * 2", "return {}", "error", "sum gives []", id="no output"),
+        pytest.param(
+            "return x * 2", "return {'y': x[:, :1]}", "error", "sum: y.shape = [1, 1]", id="shape of the truth"
+        ),
+        pytest.param("raise KeyError('k')", TRUTH, "error", "KeyError: 'k'", id="exception"),
+        pytest.param("raise MemoryError('4 GiB')", TRUTH, "oom", "4 GiB", id="out of memory"),
+        pytest.param("return x * 2", "raise MemoryError('4 GiB')", "oom", "4 GiB", id="truth out of memory"),
+        pytest.param("return x * 2", "import no_such", "error", "ModuleNotFoundError", id="import error"),
+    ],
+)
+def test_each_fault_is_named_as_what_it_is(
+    project: Project, reference: str, truth: str, verdict: str, reason: str
+) -> None:
+    project.reference(reference, 1)
+    project.truth(truth)
+
+    done = project.run()
+
+    outcome = project.outcome("b1-sum")
+    assert (outcome.verdict.value, done.returncode) == (verdict, 1)
+    assert reason in outcome.reason
+
+
+def test_a_reference_that_changes_its_mind_is_nondeterministic(project: Project) -> None:
+    project.reference("run.calls = getattr(run, 'calls', 0) + 1\nreturn x * 2 + (run.calls - 1) * 1e-7", 1)
+
+    project.run()
+
+    assert project.outcome("b1-determinism").verdict is Verdict.NONDETERMINISTIC
+    assert "differs between two runs" in project.outcome("b1-determinism").reason
+
+
+def test_sources_that_disagree_are_a_mismatch_of_agreement(project: Project) -> None:
+    provider = (project.root / "provider.py").read_text()
+    (project.root / "provider.py").write_text(
+        provider.replace('raise Unavailable("missing", "absent is not installed")', 'return lambda x: {"y": x * 3}')
+    )
+
+    project.run()
+
+    assert project.outcome("b1-sum").verdict is Verdict.MATCH
+    assert project.outcome("b1-agreement").verdict is Verdict.MISMATCH
+    assert "absent against sum" in project.outcome("b1-agreement").reason
+
+
+def test_a_worker_that_dies_is_a_crash_and_the_rest_runs(project: Project) -> None:
+    project.reference("if x.shape[0] == 2: os._exit(13)\nreturn x * 2", 1, 2, 3)
+
+    done = project.run("-n", "1", "--dist", "load", "--max-worker-restart", "1000")
+
+    verdicts = project.verdicts()
+    assert done.returncode == 1
+    assert {case for case, verdict in verdicts.items() if verdict == "crash"} == {
+        f"b2-{check}" for check in ("shape", "dtype", "sum", "determinism", "absent", "agreement")
+    } - {case for case, verdict in verdicts.items() if verdict != "crash"}
+    assert [verdicts[f"b{size}-sum"] for size in (1, 2, 3)] == ["match", "crash", "match"]
+    assert "crashed" in project.outcome("b2-sum").reason
+
+
+def test_interrupting_leaves_finished_records_readable_and_the_rest_not_run(project: Project) -> None:
+    project.reference("time.sleep(60 if x.shape[0] == 3 else 0)\nreturn x * 2", 1, 3)
+    running = subprocess.Popen(
+        project.command(), cwd=project.root, env=project.variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _wait_for_outcomes(project.root, 6)
+    running.send_signal(signal.SIGINT)
+    running.wait(30)
+
+    run = project.records()
+
+    assert run.finished
+    assert [outcome.case.workload for outcome in run.accounted() if outcome.verdict is Verdict.NOT_RUN] == ["b3"] * 6
+    assert {outcome.reason for outcome in run.outcomes.values() if outcome.verdict is Verdict.NOT_RUN} == {
+        "the run was interrupted before its turn"
+    }
+
+
+def test_killing_the_run_leaves_what_it_owes_not_run(project: Project) -> None:
+    project.reference("time.sleep(60 if x.shape[0] == 3 else 0)\nreturn x * 2", 1, 3)
+    running = subprocess.Popen(project.command(), cwd=project.root, env=project.variables, stdout=subprocess.DEVNULL)
+    _wait_for_outcomes(project.root, 6)
+    running.kill()
+    running.wait(30)
+
+    run = project.records()
+
+    assert not run.finished
+    assert [outcome.verdict for outcome in run.accounted()].count(Verdict.NOT_RUN) == 6
+
+
+def test_stopping_at_the_first_failure_accounts_for_the_rest(project: Project) -> None:
+    project.reference("return x * 3")
+
+    project.run("-x")
+
+    assert list(project.verdicts().values()).count("not-run") == 12 - 3
+
+
+def test_a_results_folder_that_cannot_be_written_is_an_error_before_the_first_case(project: Project) -> None:
+    (project.root / "taken").write_text("a file where the folder should be")
+
+    done = project.run("--results", "taken")
+
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "records cannot be written" in done.stderr + done.stdout
+    assert "passed" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        pytest.param(["--op-type", "gemm"], "legal values: double", id="op_type"),
+        pytest.param(["--definition-name", "x"], "legal values: double_n4", id="definition"),
+        pytest.param(["--test-sizes", "small,tiny"], "legal values: small, medium, large", id="size"),
+        pytest.param(["--tolerance", "-1"], "a finite number >= 0", id="tolerance"),
+        pytest.param(["--device", "tpu"], "choose from", id="device"),
+        pytest.param(["--dataset", "nowhere"], "no such folder", id="dataset"),
+    ],
+)
+def test_a_wrong_option_names_the_legal_values(project: Project, arguments: list[str], told: str) -> None:
+    done = project.run(*arguments)
+
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert told in done.stderr + done.stdout
+
+
+def test_a_tolerance_by_hand_is_recorded_as_such(project: Project) -> None:
+    project.reference("return x * 2.1", 1)
+
+    project.run("--tolerance", "1")
+
+    outcome = project.outcome("b1-sum")
+    assert outcome.verdict is Verdict.MATCH
+    assert "tolerance set to 1 by hand" in outcome.reason
+    assert outcome.comparisons[0]["atol"] == 1
+
+
+def test_a_class_may_set_its_sizes_and_tolerance(project: Project) -> None:
+    project.reference("return x * 2.1", 1, 2**18)
+    (project.root / "test_double.py").write_text(TESTS + '    test_sizes = ("small",)\n    tolerance = 1.0\n')
+
+    project.run()
+
+    assert {outcome.case.workload for outcome in project.records().accounted()} == {"b1"}
+    assert project.outcome("b1-sum").verdict is Verdict.MATCH
+
+
+def test_broken_definitions_are_one_error_row_each(project: Project) -> None:
+    project.write_definition("{", name="broken")
+    (project.root / "test_rest.py").write_text(TESTS.replace("TestDoubleN4", "TestRest").replace('"double_n4"', "None"))
+
+    done = project.run()
+
+    outcomes = {outcome.case.id: outcome for outcome in project.records().accounted()}
+    assert done.returncode == 1
+    assert outcomes["broken-definition"].verdict is Verdict.ERROR
+    assert "broken.json: file: Invalid JSON" in outcomes["broken-definition"].reason
+    assert [o.verdict for o in outcomes.values()].count(Verdict.ERROR) == 1
+    assert len(outcomes) == 13
+
+
+def test_a_foreign_data_set_runs_under_the_same_contract(project: Project, tmp_path_factory: Any) -> None:
+    home = tmp_path_factory.mktemp("home")
+    (home / "test_dataset.py").write_text(TESTS.replace('"double_n4"', "None"))
+    (home / "test_own.py").write_text(TESTS.replace("double_n4", "own_n1"))
+    command = project.command("--dataset", str(project.root), "--results", str(home / "results"))
+
+    done = subprocess.run(command, cwd=home, env=project.variables, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout
+    (run,) = read_runs(home / "results")
+    assert {outcome.case.definition for outcome in run.accounted()} == {"double_n4"}
+
+
+def test_cases_of_one_workload_stand_together(project: Project) -> None:
+    done = project.run("--collect-only", "-q")
+
+    workloads = [line.split("-")[1] for line in done.stdout.splitlines() if "::" in line]
+    assert workloads == ["b1"] * 6 + ["b2"] * 6
+
+
+def test_collecting_imports_no_torch(project: Project) -> None:
+    (project.root / "conftest.py").write_text(
+        "import sys\n\ndef pytest_collection_finish():\n    assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+
+    assert project.run("--collect-only", "-q").returncode == 0
+
+
+def test_the_check_for_torch_would_notice(project: Project) -> None:
+    (project.root / "conftest.py").write_text(
+        "import sys, torch\n\ndef pytest_collection_finish():\n    assert 'torch' not in sys.modules, 'imported'\n"
+    )
+
+    assert project.run("--collect-only", "-q").returncode != 0
+
+
+def test_progress_replaces_the_letters(project: Project) -> None:
+    done = project.run("--progress")
+
+    assert "100%  12 of 12 cases" in done.stderr
+    assert "...." not in done.stdout
+
+
+def _wait_for_outcomes(root: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        lines = [line for file in (root / "results").rglob("*.jsonl") for line in file.read_text().splitlines()]
+        if sum('"outcome"' in line for line in lines) >= count:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{count} outcomes were not recorded in a minute")
