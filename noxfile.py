@@ -18,6 +18,7 @@ import nox
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True  # a session that cannot run has not succeeded
 nox.options.sessions = ["lint", "tests"]
 
 ROOT = Path(__file__).parent
@@ -51,7 +52,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Test the instrument, the references and the adapters; needs no GPU."""
     _install(session, "cpu")
-    session.run("pytest", "tests", "--ignore=tests/references", "-n2", *session.posargs)
+    session.run("pytest", "--ignore=tests/references", "-n2", *session.posargs)
 
 
 @nox.session(python=PYTHONS, default=False)
@@ -70,10 +71,11 @@ def matrix(session: nox.Session) -> None:
     session.run("refgrid", "matrix")
 
 
-@nox.session(python=VENVS["cpu"]["python"], default=False)
+@nox.session(default=False)
 def render(session: nox.Session) -> None:
-    """Write definitions/ from the references and their table of sizes."""
-    _install(session, "cpu")
+    """Write definitions/ from the references and their table of sizes; needs no torch."""
+    _sync(session)
+    session.install("--no-deps", "--editable=references")
     session.run("refgrid", "render", *session.posargs)
 
 
@@ -81,7 +83,7 @@ def render(session: nox.Session) -> None:
 def plan(session: nox.Session) -> None:
     """Count the cases that a run owes; needs no torch."""
     _sync(session)
-    session.run_install("uv", "pip", "install", "--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", "--editable=groundtruth")
     session.run("refgrid", "plan", *session.posargs)
 
 
@@ -109,7 +111,7 @@ def _tests_session(name: str) -> None:
         _prove(session, name)
 
     prove.__doc__ = f"Prove every reference in environment {name}: {', '.join(VENVS[name]['pins'])}."
-    nox.session(prove, name=f"tests-{name}", python=VENVS[name]["python"], default=False)
+    nox.session(name=f"tests-{name}", python=VENVS[name]["python"], default=False)(prove)
 
 
 for _name in VENVS:
@@ -120,8 +122,9 @@ def _prove(session: nox.Session, name: str, *options: str, **run: Any) -> None:
     """The product in one environment; what is asked for on the command line comes last and wins."""
     device = "cpu" if "cuda" not in VENVS[name] else _device(session)
     sizes = ["--test-sizes=small", "-n2"] if device == "cpu" else []
-    given = [f"--device={device}", f"--environment={name}", *sizes, *options, *session.posargs]
-    session.run("pytest", "tests/references", *given, env=_caches(session, name), **run)
+    files = [] if any(".py" in argument for argument in session.posargs) else ["tests/references"]
+    given = [*files, f"--device={device}", f"--environment={name}", *sizes, *options, *session.posargs]
+    session.run("pytest", *given, env=_caches(session, name), **run)
 
 
 def _device(session: nox.Session) -> str:
@@ -191,13 +194,13 @@ def _compile(session: nox.Session, name: str) -> None:
     pins.write_text("".join(f"{pin}\n" for pin in entry["pins"]))
     without.write_text("".join(f"{requirement}\n" for requirement in entry.get("without", [])))
     output.unlink(missing_ok=True)  # uv keeps the pins that it finds there
-    scope = ["--no-deps"] if entry["kind"] == "overlay" else ["pyproject.toml", "--group=test", f"--excludes={without}"]
-    if "cuda" not in entry:
-        scope.append("--no-emit-package=torch")
+    needs = ["pyproject.toml", "--group=test", f"--excludes={without}"] if entry["kind"] == "venv" else ["--no-deps"]
+    torch = [] if "cuda" in entry else ["--no-emit-package=torch"]
+    told = f"nox -s lock -- {name} (as of {entry['exclude-newer']}, Python {entry['python']})"
     session.run_install(
         *("uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-annotate", f"--output-file={output}"),
-        *(f"--exclude-newer={entry['exclude-newer']}", "--custom-compile-command=nox -s lock", str(pins)),
-        *(*scope, *_machines(entry)),
+        *(f"--exclude-newer={entry['exclude-newer']}", f"--custom-compile-command={told}"),
+        *(str(pins), *needs, *torch, *_machines(entry)),
         env=NO_INDEX_SETTINGS,
     )
 
@@ -205,7 +208,10 @@ def _compile(session: nox.Session, name: str) -> None:
 def _machines(entry: dict[str, Any]) -> list[str]:
     """Whom a lock serves: CUDA runs on one Python on Linux, a CPU environment wherever its Pythons do."""
     lowest = entry["python"].removeprefix(">=").partition(",")[0]
-    return [f"--python-version={lowest}", "--python-platform=x86_64-manylinux_2_28" if "cuda" in entry else "--universal"]
+    return [
+        f"--python-version={lowest}",
+        "--python-platform=x86_64-manylinux_2_28" if "cuda" in entry else "--universal",
+    ]
 
 
 def _torch_free_tests(session: nox.Session) -> list[str]:
@@ -221,14 +227,12 @@ def _workflows() -> list[str]:
 
 
 def _show_every_pyenv_version() -> None:
-    """pyenv answers only for versions that are selected: select all that are installed, the running one first."""
-    installed = Path(os.environ.get("PYENV_ROOT", "")) / "versions"
-    if "PYENV_ROOT" not in os.environ or "PYENV_VERSION" in os.environ:
-        return
-    found = [folder.name for version in PYTHONS for folder in sorted(installed.glob(f"{version}.*"))]
-    found.sort(key=lambda name: name != platform.python_version())
-    if found:
-        os.environ["PYENV_VERSION"] = ":".join(found)
+    """pyenv's shims answer only for selected versions, so select all that are installed, after those that are."""
+    if "PYENV_ROOT" in os.environ:
+        versions = Path(os.environ["PYENV_ROOT"], "versions")
+        installed = [folder.name for version in PYTHONS for folder in sorted(versions.glob(f"{version}.*"))]
+        selected = os.environ.get("PYENV_VERSION", platform.python_version()).split(":")
+        os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys([*selected, *installed]))
 
 
 _show_every_pyenv_version()

@@ -55,7 +55,7 @@ def test_a_broken_file_and_a_definition_without_workloads_are_cases(
 
 def test_sizes_follow_the_bytes_that_grow(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> None:
     double["axes"]["n"]["value"] = 1024
-    write_definition(double, 1, 512, 513, 2**15, 2**15 + 1)
+    write_definition(double, 1, 128, 129, 2**15, 2**15 + 1)
     cases = plan(load_dataset(tmp_path), {"double": ["torch"]}, Selection())
 
     sizes = {case.workload: case.size for case in cases}

@@ -88,7 +88,9 @@ def test_the_cuda_that_a_torch_has_is_accepted_and_no_other(tmp_path: Path, rele
         pytest.param('"torch==2.11.0", ', "", "no torch is pinned in pins", id="no torch"),
         pytest.param("torch==2.11.0", "torch==2.11.0+cu130", "is not on PyPI", id="build label"),
         pytest.param("torch==2.11.0", "torch==2.99.0", "is not known; the table", id="torch of the future"),
-        pytest.param('"torch==2.11.0"', '"torch==2.11.0", "Torch==2.10.0"', "'torch' is pinned twice", id="pinned twice"),
+        pytest.param(
+            '"torch==2.11.0"', '"torch==2.11.0", "Torch==2.10.0"', "'torch' is pinned twice", id="pinned twice"
+        ),
         pytest.param('origin = "', 'machine = ["torch==2.11.0"]\norigin = "', "belongs to kind overlay", id="machine"),
         pytest.param("2026-07-15", '"last July"', "exclude-newer: Input should be a valid date", id="no date"),
         pytest.param('kind = "venv"', "kind = venv", "cannot be read", id="broken TOML"),
@@ -130,9 +132,12 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     assert len(str(refused.value).splitlines()) == 2
 
 
-def test_an_empty_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentsError, match="environment: Field required"):
-        load_environments(write(tmp_path, ""))
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "environment: Field required"), ("environment = []", "none is declared")]
+)
+def test_an_empty_table_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(EnvironmentsError, match=reason):
+        load_environments(write(tmp_path, text))
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,23 @@ def finished_file(folder: Path) -> Path:
     return ledger.path
 
 
+OpenLedger = Callable[..., Ledger]
+
+
+@pytest.fixture
+def open_ledger(tmp_path: Path) -> Iterator[OpenLedger]:
+    """Opens ledgers that the test may leave unfinished, as a kill would."""
+    opened: list[Ledger] = []
+
+    def open_(first_line: Header | None = None) -> Ledger:
+        opened.append(Ledger(tmp_path / "run.jsonl", first_line or header()))
+        return opened[-1]
+
+    yield open_
+    for ledger in opened:
+        ledger._file.close()
+
+
 def only_run(folder: Path) -> Run:
     (run,) = read_runs(folder)
     return run
@@ -49,15 +66,15 @@ def test_a_finished_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert run.accounted() == [told, *(Outcome(case, Verdict.NOT_RUN, "interrupted") for case in CASES[1:])]
 
 
-def test_an_outcome_is_on_disk_before_the_next_case_begins(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "run.jsonl", header())
+def test_an_outcome_is_on_disk_before_the_next_case_begins(tmp_path: Path, open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
     ledger.close_case(Outcome(CASES[0], Verdict.MATCH))
 
     assert only_run(tmp_path).outcomes == {CASES[0].id: Outcome(CASES[0], Verdict.MATCH)}
 
 
-def test_what_a_killed_run_did_not_record_is_not_run(tmp_path: Path) -> None:
-    Ledger(tmp_path / "run.jsonl", header()).close_case(Outcome(CASES[1], Verdict.MATCH))
+def test_what_a_killed_run_did_not_record_is_not_run(tmp_path: Path, open_ledger: OpenLedger) -> None:
+    open_ledger().close_case(Outcome(CASES[1], Verdict.MATCH))
 
     run = only_run(tmp_path)
 
@@ -71,21 +88,19 @@ def test_a_finished_run_that_lost_a_case_says_so(tmp_path: Path) -> None:
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:1] + lines[2:]))
 
-    assert only_run(tmp_path).accounted()[0] == Outcome(
-        CASES[0], Verdict.NOT_RUN, "the run finished without it"
-    )
+    assert only_run(tmp_path).accounted()[0] == Outcome(CASES[0], Verdict.NOT_RUN, "the run finished without it")
 
 
-def test_an_unplanned_case_is_refused(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "run.jsonl", header())
+def test_an_unplanned_case_is_refused(open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
     stranger = Case("gemm_n4", "gemm", "gemm", "m1", "shape")
 
     with pytest.raises(RecordError, match="gemm_n4-m1-shape: is not planned in this run"):
         ledger.close_case(Outcome(stranger, Verdict.MATCH))
 
 
-def test_a_case_is_closed_once(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "run.jsonl", header())
+def test_a_case_is_closed_once(tmp_path: Path, open_ledger: OpenLedger) -> None:
+    ledger = open_ledger()
     ledger.close_case(Outcome(CASES[0], Verdict.MISMATCH, "off"))
 
     with pytest.raises(RecordError, match="already has a verdict"):
@@ -95,8 +110,8 @@ def test_a_case_is_closed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_json_has_no_word_for_is_refused(tmp_path: Path, value: float) -> None:
-    ledger = Ledger(tmp_path / "run.jsonl", header())
+def test_a_number_that_json_has_no_word_for_is_refused(open_ledger: OpenLedger, value: float) -> None:
+    ledger = open_ledger()
     before = ledger.path.read_bytes()
 
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -176,11 +191,14 @@ def test_runs_are_read_from_subfolders_and_joined_files_oldest_first(tmp_path: P
     assert [run.header.run for run in read_runs(tmp_path)] == ["old", "mid", "new"]
 
 
-def test_a_new_header_ends_a_killed_run_in_the_same_file(tmp_path: Path) -> None:
-    Ledger(tmp_path / "a.jsonl", header("killed"))
-    Ledger(tmp_path / "a.jsonl", header("next")).finish("stopped")
+def test_a_new_header_ends_a_killed_run_in_the_same_file(tmp_path: Path, open_ledger: OpenLedger) -> None:
+    open_ledger(header("killed"))
+    open_ledger(header("next")).finish("stopped")
 
-    assert [(run.header.run, run.finished) for run in read_runs(tmp_path)] == [("killed", False), ("next", True)]
+    assert [(run.header.run, run.finished) for run in read_runs(tmp_path)] == [
+        ("killed", False),
+        ("next", True),
+    ]
 
 
 def test_no_folder_is_no_run(tmp_path: Path) -> None:
@@ -207,7 +225,7 @@ def limit(size):
 
 folder = Path({folder!r})
 """
-pytestmark_posix = pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is a POSIX limit")
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is a POSIX limit")
 
 
 def run_program(folder: Path, body: str) -> str:
@@ -218,7 +236,7 @@ def run_program(folder: Path, body: str) -> str:
     return done.stdout
 
 
-@pytestmark_posix
+@posix_only
 def test_a_disk_too_small_for_the_run_is_an_error_before_the_first_case(tmp_path: Path) -> None:
     body = """
 limit(Ledger.BYTES_PER_CASE * len(CASES))
@@ -233,7 +251,7 @@ except RecordError as error:
     assert list(tmp_path.iterdir()) == []  # the probe is gone, and no empty run is left to be read
 
 
-@pytestmark_posix
+@posix_only
 def test_a_disk_that_fills_up_on_the_way_is_an_error_and_what_was_written_stays(tmp_path: Path) -> None:
     body = """
 ledger = Ledger(folder / "run.jsonl", header())
@@ -258,9 +276,15 @@ def test_time_is_utc_to_the_second() -> None:
 
 
 def test_verdicts_are_counted_worst_first() -> None:
-    outcomes = [Outcome(CASES[0], verdict) for verdict in (Verdict.MATCH, Verdict.MISSING, Verdict.CRASH, Verdict.MATCH)]
+    outcomes = [
+        Outcome(CASES[0], verdict) for verdict in (Verdict.MATCH, Verdict.MISSING, Verdict.CRASH, Verdict.MATCH)
+    ]
 
-    assert list(verdict_counts(outcomes).items()) == [(Verdict.CRASH, 1), (Verdict.MISSING, 1), (Verdict.MATCH, 2)]
+    assert list(verdict_counts(outcomes).items()) == [
+        (Verdict.CRASH, 1),
+        (Verdict.MISSING, 1),
+        (Verdict.MATCH, 2),
+    ]
 
 
 def test_only_what_proves_something_is_green() -> None:

@@ -14,7 +14,7 @@ SIZES: tuple[Size, ...] = get_args(Size)
 Check = Literal["definition", "shape", "dtype", "numerics", "agreement", "determinism"]
 
 # Bytes of all inputs and outputs that grow with the workload: what a laptop, a workstation, a server run with ease.
-_LIMITS: Mapping[Size, float] = {"small": 2.0**22, "medium": 2.0**28, "large": math.inf}
+_LIMITS: Mapping[Size, float] = {"small": 2.0**20, "medium": 2.0**28, "large": math.inf}
 _BITS = {"float64": 64, "int64": 64, "float32": 32, "int32": 32, "float16": 16, "bfloat16": 16, "int16": 16}
 
 EDGE = "edge"
@@ -88,8 +88,8 @@ def op_of(definition: Definition, ops: Iterable[str]) -> str:
 def size_of(definition: Definition, workload: Workload) -> Size:
     """small, medium or large by the bytes that grow with the workload; weights of constant shape do not count."""
     axes = definition.axis_values(workload.axes)
-    specs = (*definition.inputs.values(), *definition.outputs.values())
-    total = sum(_bytes(spec, axes) for spec in specs if _grows(definition, spec))
+    specs = {**definition.inputs, **definition.outputs}
+    total = sum(_bytes(spec, axes) for name, spec in specs.items() if not definition.is_weight(name))
     return next(size for size in SIZES if total <= _LIMITS[size])
 
 
@@ -120,10 +120,6 @@ def _held_against(sources: tuple[str, ...]) -> Iterator[tuple[Check, str | None]
 
 def _selected(case: Case, selection: Selection) -> bool:
     return case.size in selection.sizes and (not selection.op_types or case.op_type in selection.op_types)
-
-
-def _grows(definition: Definition, spec: TensorSpec) -> bool:
-    return any(definition.axes[axis].type == "var" for axis in spec.shape or ())
 
 
 def _bytes(spec: TensorSpec, axes: Mapping[str, int]) -> float:

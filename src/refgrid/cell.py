@@ -21,8 +21,8 @@ WORST_FIRST: Mapping[Verdict, int] = {verdict: rank for rank, verdict in enumera
 class Cell:
     """What became of the cases of one row in one column.
 
-    `headroom` is the largest error divided by what was allowed there, `headroom_case` the case that has it; `absent`
-    is what a cell without cases says.
+    `headroom` is the largest error divided by what was allowed there, `headroom_case` the case that has it;
+    `absent` is what a cell without cases says.
     """
 
     counts: Mapping[Verdict, int] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def colour(self) -> Colour:
-        """red: something is wrong. green: everything planned is proven. yellow: anything else, a blank too."""
+        """red: something is wrong. green: all that was planned is proven. yellow: the rest, a blank too."""
         found = {verdict.colour for verdict in self.counts}
         return "red" if "red" in found else "green" if found == {"green"} else "yellow"
 
@@ -104,8 +104,8 @@ def _total(op: str, parts: Sequence[Row]) -> Row:
     for in_column in zip(*(row.cells for row in parts), strict=True):
         worst = max(in_column, key=lambda cell: -1 if cell.headroom is None else cell.headroom)
         dates = sorted(date for cell in in_column for date in cell.dates or ())
-        oldest_and_newest = (dates[0], dates[-1]) if dates else None
-        cells.append(Cell(total(in_column), worst.headroom, worst.headroom_case, oldest_and_newest, worst.absent))
+        days = (dates[0], dates[-1]) if dates else None
+        cells.append(Cell(total(in_column), worst.headroom, worst.headroom_case, days, worst.absent))
     return Row(op, None, tuple(cells))
 
 
@@ -118,7 +118,7 @@ def total(cells: Iterable[Cell]) -> dict[Verdict, int]:
 
 
 def _worst_first(row: Row) -> tuple[int, int, int, str]:
-    """By colour, then by the worst verdict, then by how often it came; columns without records do not count."""
+    """By colour, then by the worst verdict and how often it came; columns without records do not count."""
     cells = [cell for cell in row.cells if cell.absent != "not run"]
     counts = total(cells)
     worst = next(iter(counts), Verdict.MATCH)

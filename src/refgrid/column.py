@@ -1,4 +1,4 @@
-"""Columns of the matrix: one environment on one kind of machine, and which outcome of its several runs stands.
+"""Columns of the matrix: one environment on one kind of machine, and which outcome of its runs stands.
 
 The newest run wins, case by case. A run that did not plan a case, or ended before its turn, replaces nothing.
 """
@@ -25,8 +25,8 @@ class Standing:
 class Column:
     """One environment on one kind of machine, as the newest run with a result measured it.
 
-    `planned` counts the cases as the runs' headers have them, apart from what became of them. `notes` say where older
-    outcomes stand. A column without records has no environment and says in `reason` why.
+    `planned` counts the cases that the headers of the runs owe, whatever became of them. `notes` say where
+    older outcomes stand. A column without records has no environment and says in `reason` why.
     """
 
     title: str
@@ -55,7 +55,7 @@ def span(standing: Sequence[Standing]) -> tuple[str, str] | None:
 
 
 def columns(runs: Sequence[Run], declared: Mapping[str, str]) -> tuple[Column, ...]:
-    """A column for every environment and machine kind that has records, then the declared ones that have none."""
+    """A column for each environment and machine kind with records, then the declared ones without."""
     titles: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.header.started):
         titles.setdefault(run.header.environment.title, []).append(run)
@@ -69,16 +69,17 @@ def _column(title: str, runs: Sequence[Run]) -> Column:
     planned: Counter[str] = Counter()
     replaced: set[str] = set()
     for run in runs:
-        # The union keeps a case that one header names twice as two: it can end only once, so the sums will differ.
+        # A case that one header names twice stays two in the union; it ends once, so the sums will differ.
         planned |= Counter(case.id for case in run.header.planned)
         for outcome in run.accounted():
-            if _real(outcome) or outcome.case.id not in standing:
+            before = standing.get(outcome.case.id)
+            if before is None or _real(outcome) or not _real(before.outcome):
                 standing[outcome.case.id] = Standing(outcome, run)
         replaced |= _drop_other_file(standing, run)
     replaced -= set(standing)
     owed = sum(count for case_id, count in planned.items() if case_id not in replaced)
     newest = _newest(runs, standing)
-    notes = tuple(_notes(runs, standing, replaced, newest))
+    notes = tuple(_notes(runs, standing, replaced))
     return Column(title, newest.header.environment, standing, tuple(runs), owed, notes)
 
 
@@ -87,7 +88,7 @@ def _real(outcome: Outcome) -> bool:
 
 
 def _drop_other_file(standing: dict[str, Standing], run: Run) -> set[str]:
-    """A definition that was broken and is not any more, or the other way round, is another file: its past goes.
+    """A definition that was broken and is no longer, or the other way round, is another file: its past goes.
 
     Otherwise the error of a file that was mended years ago would stay in the matrix for ever.
     """
@@ -108,26 +109,28 @@ def _newest(runs: Sequence[Run], standing: Mapping[str, Standing]) -> Run:
     return (with_result or list(runs))[-1]
 
 
-def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], replaced: set[str], newest: Run) -> Iterator[str]:
+def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], gone: set[str]) -> Iterator[str]:
+    newest = _newest(runs, standing)
     for run in runs:
         if not run.header.planned:
             yield f"{_name(run)} planned no case and replaces nothing"
         yield from _unfinished(run, standing)
         if run is not newest:
             yield from _older(run, standing, newest)
-    if replaced:
-        left_out = _count(len(replaced), "older outcome")
+    if gone:
+        left_out = _count(len(gone), "older outcome")
         yield f"{left_out} left out: the definition's file was broken since, or has been mended"
 
 
 def _unfinished(run: Run, standing: Mapping[str, Standing]) -> Iterator[str]:
     """Cases that the run owed and did not run, unless a newer run has made up for them."""
-    lost = [outcome.case.id for outcome in run.accounted() if not _real(outcome) and outcome.case.id in standing]
-    open_ = [i for i in lost if standing[i].run is run]
-    kept = [i for i in lost if standing[i].run.header.started < run.header.started]
-    if open_ or kept:
-        told = f"{_name(run)} left {len(open_) + len(kept)} of {len(run.header.planned)} cases not-run"
-        yield told + (f"; {len(kept)} keep the outcome of an older run" if kept else "")
+    not_run = (outcome.case.id for outcome in run.accounted() if not _real(outcome))
+    lost = [standing[case_id] for case_id in not_run if case_id in standing]
+    still = sum(entry.run is run for entry in lost)
+    kept = sum(entry.run.header.started < run.header.started for entry in lost)
+    if still or kept:
+        told = f"{_name(run)} left {still + kept} of {len(run.header.planned)} cases not-run"
+        yield told + (f"; {kept} keep the outcome of an older run" if kept else "")
 
 
 def _older(run: Run, standing: Mapping[str, Standing], newest: Run) -> Iterator[str]:
@@ -135,12 +138,13 @@ def _older(run: Run, standing: Mapping[str, Standing], newest: Run) -> Iterator[
     kept = [entry for entry in standing.values() if entry.run is run and _real(entry.outcome)]
     if not kept or run.header.started > newest.header.started:
         return
-    changed = list(_changes(run.header.environment, newest.header.environment))
+    before = list(_changes(run.header.environment, newest.header.environment))
     texts = _texts(standing)
     ran = ((e.outcome.hashes.get("reference"), texts.get(e.outcome.case.definition)) for e in kept)
     other = sum(text is not None and text != newest_text for text, newest_text in ran)
-    changed += [f"{other} of them with another text of the reference"] if other else []
-    yield ", ".join([f"{_count(len(kept), 'outcome')} of {_name(run)} stand, no newer run has them", *changed])
+    stand = f"{_count(len(kept), 'outcome')} of {_name(run)} stand, no newer run has them"
+    stand += f", measured with {' and '.join(before)}" if before else ""
+    yield stand + (f", {other} of them with another text of the reference" if other else "")
 
 
 def _texts(standing: Mapping[str, Standing]) -> dict[str, str]:
@@ -151,14 +155,15 @@ def _texts(standing: Mapping[str, Standing]) -> dict[str, str]:
 
 
 def _changes(old: Environment, new: Environment) -> Iterator[str]:
+    """What the older environment had where the newer one differs."""
     for each in fields(Environment):
         before, after = getattr(old, each.name), getattr(new, each.name)
         if isinstance(before, dict):
             for library in sorted({*before, *after}):
                 if before.get(library) != after.get(library):
-                    yield f"measured with {library} {before.get(library) or 'missing'}"
+                    yield f"{library} {before.get(library) or 'missing'}"
         elif before != after:
-            yield f"measured with {each.name} {before or 'missing'}"
+            yield f"{each.name} {before or 'missing'}"
 
 
 def _name(run: Run) -> str:

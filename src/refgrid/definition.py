@@ -120,6 +120,11 @@ class Definition:
         spec = self.inputs.get(tensor) or self.outputs[tensor]
         return None if spec.shape is None else tuple(axis_values[axis] for axis in spec.shape)
 
+    def is_weight(self, tensor: str) -> bool:
+        """Whether an input or output is a tensor of constant shape: the same at every size."""
+        spec = self.inputs.get(tensor) or self.outputs[tensor]
+        return bool(spec.shape) and all(self.axes[axis].type == "const" for axis in spec.shape or ())
+
     def constant(self, name: str) -> Any:
         """A literal that the definition fixes though no shape shows it: a const axis, or `eps` in the reference's text.
 

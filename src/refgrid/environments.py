@@ -149,10 +149,12 @@ def _why_not(spec: EnvironmentSpec, found: Sequence[str]) -> str:
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    environment: Annotated[tuple[EnvironmentSpec, ...], Field(min_length=1)]
+    environment: tuple[EnvironmentSpec, ...]
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> _Table:
+    def _has_unique_names(self) -> _Table:
+        if not self.environment:
+            raise ValueError("environment: none is declared")
         _unique([spec.name for spec in self.environment], "is declared twice")
         return self
 

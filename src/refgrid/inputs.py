@@ -64,13 +64,13 @@ class _Drawing:
             return self._scalar(name, spec)
         if spec.type == "safetensors":
             return self.place(name, _read(self, name, spec))
-        if self._is_weight(name):
+        if self.definition.is_weight(name):
             return _weight(self, name)
         return _builder(name)(self, name)
 
     def generator(self, name: str) -> torch.Generator:
         """The input's own; a weight has the same numbers at every size."""
-        size = "" if self._is_weight(name) else self.workload.uuid
+        size = "" if self.definition.is_weight(name) else self.workload.uuid
         text = f"{self.definition.name}/{size}/{name}/{self.seed}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
         return torch.Generator().manual_seed(seed)
@@ -116,10 +116,6 @@ class _Drawing:
             raise self.error(name, f"is given as scalar {spec.value!r}, but should be a tensor or have a value")
         self.digest.update(f"/{name}/{spec.value!r}/".encode())
         return spec.value
-
-    def _is_weight(self, name: str) -> bool:
-        shape = self.definition.inputs[name].shape or ()
-        return bool(shape) and all(self.definition.axes[axis].type == "const" for axis in shape)
 
 
 def _normal(drawing: _Drawing, name: str, scale: float = 1.0, shape: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -178,6 +174,8 @@ def _kv_indptr(drawing: _Drawing, name: str) -> Value:
 def _kv_indices(drawing: _Drawing, name: str) -> Value:
     """Pages in an order of their own; shared between sequences only when there are fewer pages than indices."""
     wanted, pages, generator = drawing.shape(name)[0], drawing.axes["num_pages"], drawing.generator(name)
+    if wanted and not pages:
+        raise drawing.error(name, f"has {wanted} entries, but num_pages is 0: there is no page to name")
     if wanted <= pages:
         order = torch.randperm(pages, generator=generator)[:wanted]
     else:

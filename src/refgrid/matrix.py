@@ -1,6 +1,6 @@
 """The compatibility matrix: records in, a table of environments and ops out, in which every cell says why.
 
-Rows are ops and, below each, what it is held against. A blank is never a pass: a cell that nobody planned says so.
+Rows are ops and, below each, what it is held against. A blank is never a pass: what nobody planned says so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from refgrid.record import Run, Verdict
 REASONS_SHOWN = 12
 SYMBOLS: Mapping[str, str] = {"red": "✗", "yellow": "?", "green": "✓"}
 _COLUMN_WIDTH = 20  # holds "nondeterministic" and the versions without breaking a word
-_LEGEND = "✓ all proven   ? something not proven   ✗ something wrong   · N%: largest error, of what was allowed"
+_GAP = 3  # blanks between two columns
+_LABEL = "  held against"
+_LEGEND = "✓ all proven   ? something not proven   ✗ something wrong   · N%: largest error over allowance"
 _ASCII = str.maketrans({"✓": "ok", "✗": "X", "·": "/"})
 
 
@@ -95,20 +97,24 @@ def print_matrix(matrix: Matrix, console: Console) -> None:
 
 def _bands(matrix: Matrix, width: int) -> Iterator[list[int]]:
     """Positions of the columns that stand side by side; a table of nothing but empty columns is left out."""
-    labels = max(max(len(row.op), len(row.against or "") + 2) for row in matrix.rows)
-    at_once = max(1, (width - labels) // (_COLUMN_WIDTH + 3))
+    at_once = max(1, (width - _label_width(matrix)) // (_COLUMN_WIDTH + _GAP))
     for start in range(0, len(matrix.columns), at_once):
         band = range(start, min(start + at_once, len(matrix.columns)))
         if any(matrix.columns[index].environment for index in band):
             yield list(band)
 
 
+def _label_width(matrix: Matrix) -> int:
+    return max(len(label) for row in matrix.rows for label in (_LABEL, row.op, f"  {row.against}"))
+
+
 def _table(matrix: Matrix, band: Sequence[int], console: Console) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("op\n  held against", no_wrap=True)
+    table.add_column(f"op\n{_LABEL}", no_wrap=True)
+    room = max(1, console.width - _label_width(matrix) - _GAP)
     for index in band:
         head = "\n".join(_head(matrix.columns[index]))
-        table.add_column(_text(head, console, "bold"), min_width=_COLUMN_WIDTH, overflow="fold")
+        table.add_column(_text(head, console, "bold"), min_width=min(_COLUMN_WIDTH, room), overflow="fold")
     for number, row in enumerate(matrix.rows):
         if row.against is None and number:
             table.add_section()
@@ -145,7 +151,7 @@ def measured(column: Column) -> str:
 
 
 def shown(row: Row, cell: Cell) -> str:
-    """A cell with its symbol; how much of the tolerance was used stands where a source was matched throughout."""
+    """A cell with its symbol; where a source was matched throughout, how much of the tolerance was used."""
     used = ""
     if row.against and cell.colour == "green" and cell.headroom is not None and math.isfinite(cell.headroom):
         used = f" · {math.ceil(100 * cell.headroom)}%"
@@ -167,8 +173,8 @@ def _print_reasons(matrix: Matrix, console: Console) -> None:
     hidden = matrix.reasons[REASONS_SHOWN:]
     if hidden:  # a red group may be too far down to print, but never without a word
         red = sum(reason.verdict.colour == "red" for reason in hidden)
-        told_red = f", {red} of them red" if red else ""
-        console.print(_text(f"... and {len(hidden)} more in matrix.json{told_red}", console, "red" if red else ""))
+        more = f"... and {len(hidden)} more in matrix.json" + (f", {red} of them red" if red else "")
+        console.print(_text(more, console, "red" if red else ""))
 
 
 def _text(text: str, console: Console, style: str = "") -> Text:
@@ -221,9 +227,7 @@ def to_dict(matrix: Matrix) -> dict[str, Any]:
         "planned": matrix.planned,
         "verdicts": _by_word(matrix.counts),
         "columns": [_column(column) for column in matrix.columns],
-        "rows": [
-            {"op": row.op, "against": row.against, "cells": [_plain(cell) for cell in row.cells]} for row in matrix.rows
-        ],
+        "rows": [_row(row) for row in matrix.rows],
         "reasons": [{**asdict(reason), "verdict": reason.verdict.value} for reason in matrix.reasons],
     }
 
@@ -252,6 +256,10 @@ def _column(column: Column) -> dict[str, Any]:
         **told,
         "runs": runs,
     }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {"op": row.op, "against": row.against, "cells": [_plain(cell) for cell in row.cells]}
 
 
 def _plain(cell: Cell) -> dict[str, Any]:

@@ -6,9 +6,10 @@ Inputs, reference results and truths of the latest workload are kept, so that it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from refgrid.inputs import Inputs, make_inputs
 from refgrid.record import Verdict
 from refgrid.reference import compile_reference, text_hash
 from refgrid.sources import Sources
-from refgrid.tolerance import Tolerance, tolerance_for
+from refgrid.tolerance import Tolerance, looser, tolerance_for
 
 Tensors = dict[str, torch.Tensor]
 
@@ -62,6 +63,7 @@ class Prover:
         self._key: tuple[str, str, int] | None = None
         self._bench: _Bench | None = None
         self._run: tuple[str, Callable[..., Any]] | None = None
+        self._weights: dict[tuple[str, str, int], torch.Tensor] = {}
 
     def prove(self, case: Case, tolerance: Tolerance | None = None) -> Proof:
         """Check one case; returns what was measured, raises Finding when the case does not match.
@@ -104,7 +106,7 @@ class Prover:
         _demand_shapes("reference", reference, bench)
         _demand_dtypes("reference", reference, bench)
         with self._timed("compare"):
-            comparisons = _compare(reference, truth, case, tolerance)
+            comparisons = self._compare(reference, truth, case, [case.source], tolerance)
         _demand_match(comparisons, f"[{case.definition}, reference against {case.source}]")
         missing = [name for name in reference if name not in truth]
         return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
@@ -121,7 +123,7 @@ class Prover:
         with self._timed("compare"):
             for other in others:
                 shared = {name: tensor for name, tensor in truths[other].items() if name in truths[first]}
-                found = _compare(shared, truths[first], case, tolerance)
+                found = self._compare(shared, truths[first], case, [first, other], tolerance)
                 _demand_match(found, f"[{case.definition}, {other} against {first}]")
                 comparisons += found
         return Proof(tuple(comparisons))
@@ -200,16 +202,42 @@ class Prover:
                 absent[source] = (verdict, reason)
         return truths, absent
 
+    def _compare(
+        self, actual: Tensors, expected: Tensors, case: Case, truths: Sequence[str], tolerance: Tolerance | None
+    ) -> tuple[Comparison, ...]:
+        """`truths` are the sources on either side, whose own precision bounds what can be asked."""
+        found = []
+        for name in (name for name in expected if name in actual):
+            dtype = self.dataset.definitions[case.definition].outputs[name].dtype
+            bounds = [tolerance_for(case.op, dtype, name, truth=f"{truth} on {self.device}") for truth in truths]
+            found.append(compare(name, actual[name], expected[name], tolerance or reduce(looser, bounds)))
+        if not found:
+            raise Finding(Verdict.ERROR, f"nothing to compare: {list(actual)} and {list(expected)} share no output")
+        return tuple(found)
+
     def _on_copies(self, who: str, bench: _Bench, call: Callable[[Mapping[str, Any]], Any]) -> Any:
         """Call with copies at fresh addresses; whoever writes into its inputs is an error."""
-        copies = {name: _copy(value) for name, value in bench.inputs.tensors.items()}
+        copies = {name: self._copy(bench, name, value) for name, value in bench.inputs.tensors.items()}
         result = call(copies)
         if self.device == "cuda":
             torch.cuda.synchronize()
         for name, value in bench.inputs.tensors.items():
             if isinstance(value, torch.Tensor) and not _same_bits(value, copies[name]):
+                self._weights.clear()
                 raise Finding(Verdict.ERROR, f"{who} changed its input {name}, which is no output of the definition")
         return result
+
+    def _copy(self, bench: _Bench, name: str, value: Any) -> Any:
+        """A clone; that of a weight, which can be a gigabyte, serves all calls of its definition unless written to."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if not bench.definition.is_weight(name):
+            return value.clone()
+        key = (bench.definition.name, name, value.data_ptr())
+        if key not in self._weights:
+            self._weights = {kept: copy for kept, copy in self._weights.items() if kept[0] == key[0]}
+            self._weights[key] = value.clone()
+        return self._weights[key]
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -275,25 +303,10 @@ def _demand_dtypes(who: str, tensors: Tensors, bench: _Bench) -> None:
             raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
 
 
-def _compare(actual: Tensors, expected: Tensors, case: Case, tolerance: Tolerance | None) -> tuple[Comparison, ...]:
-    found = []
-    for name, truth in expected.items():
-        if name in actual:
-            dtype = str(truth.dtype).removeprefix("torch.")
-            found.append(compare(name, actual[name], truth, tolerance or tolerance_for(case.op, dtype, name)))
-    if not found:
-        raise Finding(Verdict.ERROR, f"nothing to compare: {list(actual)} and {list(expected)} share no output")
-    return tuple(found)
-
-
 def _demand_match(comparisons: tuple[Comparison, ...], where: str) -> None:
     wrong = [comparison.describe() for comparison in comparisons if not comparison.matches]
     if wrong:
         raise Finding(Verdict.MISMATCH, f"{'; '.join(wrong)} {where}", comparisons)
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:

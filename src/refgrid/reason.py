@@ -24,7 +24,7 @@ class Reason:
 
 
 def reasons(columns: Sequence[Column]) -> tuple[Reason, ...]:
-    """One entry for all outcomes whose reasons differ in numbers only; a match is listed when it says something."""
+    """One entry for outcomes whose reasons differ in numbers only; a match is listed if it says something."""
     groups: dict[tuple[str, str, Verdict, str], list[Outcome]] = {}
     for column in columns:
         for outcome in (entry.outcome for entry in column.outcomes):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
@@ -171,6 +171,7 @@ def now() -> str:
 
 _HEADER = TypeAdapter(Header)
 _OUTCOME = TypeAdapter(Outcome)
+_Line = TypeVar("_Line", Header, Outcome)
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
@@ -193,17 +194,17 @@ def _runs(path: Path) -> Iterator[Run]:
     header: Header | None = None
     outcomes: dict[str, Outcome] = {}
     cases: dict[str, Case] = {}
-    for kind, line in _lines(path):
+    for number, kind, line in _lines(path):
         if kind == "run":
             if header:
                 yield Run(header, outcomes, False, path)
-            header, outcomes = _HEADER.validate_python(line), {}
+            header, outcomes = _parsed(path, number, _HEADER, line), {}
             cases = {case.id: case for case in header.planned}
         elif header is None:
             raise RecordError(f"{path}: begins with a {kind!r} line but should begin with a 'run' line")
         elif kind == "outcome":
-            outcome = _OUTCOME.validate_python({**line, "case": cases[line["case"]]})
-            outcomes[outcome.case.id] = outcome
+            case = _planned(path, number, cases, line.get("case"))
+            outcomes[case.id] = _parsed(path, number, _OUTCOME, {**line, "case": case})
         elif kind == "end":
             yield Run(header, outcomes, True, path)
             header = None
@@ -211,20 +212,35 @@ def _runs(path: Path) -> Iterator[Run]:
         yield Run(header, outcomes, False, path)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    lines = path.read_bytes().split(b"\n")
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
-            yield line.pop("type"), line
-        except (ValueError, KeyError, AttributeError) as error:
+            kind = line.pop("type")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             if number == len(lines):
                 return  # no newline after it: the writer was killed in the middle of this line
             raise RecordError(f"{path}:{number}: is no record: {error}") from error
-        except ValidationError as error:
-            raise RecordError(f"{path}:{number}: {error.errors()[0]['msg']}") from error
+        yield number, kind, line
+
+
+def _planned(path: Path, number: int, cases: Mapping[str, Case], case_id: object) -> Case:
+    case = cases.get(str(case_id))
+    if case is None:
+        raise RecordError(f"{path}:{number}: {case_id!r} is no case that its run planned")
+    return case
+
+
+def _parsed(path: Path, number: int, adapter: TypeAdapter[_Line], line: Mapping[str, Any]) -> _Line:
+    try:
+        return adapter.validate_python(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{path}:{number}: {where}: {first['msg']}") from error
 
 
 def verdict_counts(outcomes: Iterable[Outcome]) -> dict[Verdict, int]:

@@ -24,9 +24,7 @@ from packaging.specifiers import SpecifierSet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    import torch
-
-    Adapter = Callable[..., dict[str, torch.Tensor]]
+    Adapter = Callable[..., dict[str, Any]]  # output names to tensors
 
 # A library that declines a size or a dtype says so in words like these; any other exception is a fault.
 _REFUSAL = re.compile(r"unsupported|not support|only support|not implemented for", re.IGNORECASE)
@@ -150,10 +148,10 @@ def adapter(source_name: str, op: str, device: str) -> Adapter:
     library refuses.
     """
     source = _source(source_name, op)
-    try:
-        return _proven(source.name, op, device)
-    except Unavailable as told:
-        raise Unavailable(told.verdict, told.reason) from told
+    found = _outcome(source.name, op, device)
+    if isinstance(found, Unavailable):
+        raise Unavailable(found.verdict, found.reason) from found
+    return found
 
 
 def _source(name: str, op: str) -> Source:
@@ -165,28 +163,15 @@ def _source(name: str, op: str) -> Source:
     return known[name]
 
 
-def _once(function: Callable[[str, str, str], Adapter]) -> Callable[[str, str, str], Adapter]:
-    """Like functools.cache, but remembers a refusal too: a failed build must not be tried again for each case."""
-
-    @functools.cache
-    def outcome(name: str, op: str, device: str) -> Adapter | Unavailable:
-        try:
-            return function(name, op, device)
-        except Unavailable as told:
-            return told.with_traceback(None)
-
-    @functools.wraps(function)
-    def once(name: str, op: str, device: str) -> Adapter:
-        found = outcome(name, op, device)
-        if isinstance(found, Unavailable):
-            raise found
-        return found
-
-    once.cache_clear = outcome.cache_clear  # type: ignore[attr-defined]
-    return once
+@functools.cache
+def _outcome(name: str, op: str, device: str) -> Adapter | Unavailable:
+    """A refusal is remembered too: a failed build must not be tried again for each case."""
+    try:
+        return _proven(name, op, device)
+    except Unavailable as told:
+        return told.with_traceback(None)
 
 
-@_once
 def _proven(name: str, op: str, device: str) -> Adapter:
     source = _source(name, op)
     family = device.partition(":")[0]
@@ -218,9 +203,7 @@ def _demand_library(source: Source) -> None:
     try:
         version = metadata.version(source.distribution)
     except metadata.PackageNotFoundError:
-        reason = (
-            f"{source.library} is importable, but no distribution {source.distribution} tells its version"
-        )
+        reason = f"{source.library} is importable, but no distribution {source.distribution} tells its version"
         raise Unavailable("unsupported", reason) from None
     if not SpecifierSet(source.versions).contains(version, prereleases=True):
         raise Unavailable("unsupported", f"{source.distribution} {version} but should be {source.versions}")
@@ -231,19 +214,24 @@ def _demand_functions(source: Source, op: str) -> None:
     for path in (source.library, *source.needs[op]):
         try:
             _resolve(path)
-        except AttributeError as error:
-            raise Unavailable("api-absent", f"{source.library} has no {path}: {error}") from error
+        except Unavailable:
+            raise
         except Exception as error:
             raise _import_failure(source, path, error) from error
 
 
 def _resolve(path: str) -> Any:
-    """The object at a dotted path: modules are imported as far as they go, the rest are attributes."""
+    """The object at a dotted path: modules are imported as far as they go, the rest are attributes.
+
+    Raises Unavailable("api-absent") for an attribute that is not there, and whatever a module raises on import.
+    """
     parts = path.split(".")
     found: Any = importlib.import_module(parts[0])
     for done, part in enumerate(parts[1:], start=2):
         if not hasattr(found, part) and hasattr(found, "__path__"):
             importlib.import_module(".".join(parts[:done]))
+        if not hasattr(found, part):
+            raise Unavailable("api-absent", f"{parts[0]} has no {'.'.join(parts[:done])}")
         found = getattr(found, part)
     return found
 
@@ -262,7 +250,7 @@ def _bound(source: Source, op: str) -> Adapter:
     function: Adapter = functools.partial(getattr(module, op), **source.options.get(op, {}))
 
     @functools.wraps(function)  # the signature too: callers read the constants from it
-    def call(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def call(*args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             with _warnings_are_no_errors():
                 return function(*args, **kwargs)

@@ -104,9 +104,7 @@ def gqa_paged_prefill_causal(
     kv_len = kv_lengths(kv_indptr, kv_last_page_len, page_size)
     if backend == "fa3":
         _demand_keys(qo_indptr, kv_len)
-    wrapper = flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper(
-        _workspace(q.device), "NHD", backend=backend
-    )
+    wrapper = flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper(_workspace(q.device), "NHD", backend=backend)
     wrapper.plan(
         qo_indptr,
         kv_indptr,
@@ -128,9 +126,7 @@ def _workspace(device: torch.device) -> torch.Tensor:
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
 
-def _last_page_len(
-    kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | None, page_size: int
-) -> torch.Tensor:
+def _last_page_len(kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | None, page_size: int) -> torch.Tensor:
     """FlashInfer wants it for every page size, and 0 for an empty sequence: its plan adds it to the length."""
     last = torch.full_like(kv_indptr[1:], page_size) if kv_last_page_len is None else kv_last_page_len
     return torch.where(kv_indptr.diff() > 0, last, 0).int()

@@ -28,18 +28,14 @@ class Tile(NamedTuple):
     mask: torch.Tensor
 
 
-def kv_lengths(
-    kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | None, page_size: int
-) -> torch.Tensor:
+def kv_lengths(kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | None, page_size: int) -> torch.Tensor:
     """Keys of each sequence, [batch_size] int64. Without kv_last_page_len every page is full."""
     pages = kv_indptr.diff().long()
     last = page_size if kv_last_page_len is None else kv_last_page_len.long()
     return torch.where(pages > 0, (pages - 1) * page_size + last, 0)
 
 
-def used_slots(
-    kv_indptr: torch.Tensor, kv_indices: torch.Tensor, kv_len: torch.Tensor, page_size: int
-) -> torch.Tensor:
+def used_slots(kv_indptr: torch.Tensor, kv_indices: torch.Tensor, kv_len: torch.Tensor, page_size: int) -> torch.Tensor:
     """Where each key of each sequence lies in a cache flattened to [num_pages * page_size, ...], in order; int64."""
     sequence = torch.arange(len(kv_len), device=kv_len.device).repeat_interleave(kv_len)
     position = torch.arange(len(sequence), device=kv_len.device) - (kv_len.cumsum(0) - kv_len)[sequence]

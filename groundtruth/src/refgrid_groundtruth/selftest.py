@@ -45,7 +45,7 @@ def demand_device(source: Source, device: str) -> None:
 
 
 def has_compiler() -> bool:
-    """Is there an nvcc where FlashInfer looks for it, or are its kernels built ahead?"""
+    """Whether there is an nvcc where FlashInfer looks for it, or its kernels were built ahead."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     built_ahead = find_spec("flashinfer_jit_cache") is not None
     return (
@@ -112,9 +112,7 @@ def _gemm() -> Case:
     b = [[(2 * j + k) % 5 - 2 for k in range(16)] for j in range(24)]
     c = [[sum(x * y for x, y in zip(row, column, strict=True)) for column in b] for row in a]
     half = torch.float16
-    return {"A": torch.tensor(a, dtype=half), "B": torch.tensor(b, dtype=half)}, {
-        "C": torch.tensor(c, dtype=half)
-    }
+    return {"A": torch.tensor(a, dtype=half), "B": torch.tensor(b, dtype=half)}, {"C": torch.tensor(c, dtype=half)}
 
 
 # Two sequences on pages of 4 slots: 6 keys on pages 3 and 1, out of order, and 3 keys on page 2. Page 0 is unused.

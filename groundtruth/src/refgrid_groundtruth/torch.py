@@ -40,7 +40,7 @@ def fused_add_rmsnorm(
     return {**rmsnorm(residual_out, weight, eps=eps), "residual_out": residual_out}
 
 
-def gemm(A: torch.Tensor, B: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: N803
+def gemm(A: torch.Tensor, B: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: N803 - the definition's names
     """A [M, K], B [N, K] -> C [M, N] = A B^T in A's dtype, by torch.nn.functional.linear."""
     with _float32_partial_sums():
         return {"C": functional.linear(A, B)}
@@ -125,7 +125,7 @@ def _attend_on_cpu(
     for tile in tiles(q, k, v, qo_indptr, kv_len):
         grouped = tile.q.reshape(len(tile.q), heads, -1, q.shape[2]).permute(1, 2, 0, 3)
         keys, values, mask = _with_a_key(tile.k, tile.v, tile.mask)
-        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001 - no public one gives lse
             grouped,
             keys.transpose(0, 1)[:, None].expand(-1, grouped.shape[1], -1, -1),
             values.transpose(0, 1)[:, None].expand(-1, grouped.shape[1], -1, -1),
@@ -165,7 +165,7 @@ def _attend_on_cuda(
     """
     cum_k = torch.nn.functional.pad(kv_len.cumsum(0), (1, 0)).int()
     max_q, max_k = max(2, int(qo_indptr.diff().max())), int(kv_len.max())
-    result = torch.ops.aten._flash_attention_forward(
+    result = torch.ops.aten._flash_attention_forward(  # noqa: SLF001 - no public one gives lse
         q, k, v, qo_indptr, cum_k, max_q, max_k, 0.0, True, False, scale=sm_scale
     )
     return result[0], result[1].transpose(0, 1).contiguous(), math.inf

@@ -83,12 +83,13 @@ def attend(
     sequence, row, seen = tiles(qo_indptr.long(), kv_len)
     pages = kv_indptr.long()[sequence]
     longest = seen.amax(dim=1).tolist()
-    per_key = max(row.shape[1] * heads, k.shape[2] * max(k.shape[3], v.shape[3]))
+    d = max(k.shape[3], v.shape[3])
+    per_key = max(row.shape[1] * heads, k.shape[2] * d)  # elements: scores, gathered keys
     output = q.new_zeros(total_q + 1, heads, v.shape[3])  # row total_q takes what tiles hold beyond their end
     lse = q.new_full((total_q + 1, heads), -math.inf, dtype=torch.float32)
     first = 0
     while first < len(longest):
-        fit = max(1, CHUNK_ELEMENTS // (per_key * min(longest[first], BLOCK_KEYS)))
+        fit = max(1, CHUNK_ELEMENTS // (per_key * max(d, min(longest[first], BLOCK_KEYS))))
         count = min(fit, len(longest) - first)
         part, block = slice(first, first + count), max(1, CHUNK_ELEMENTS // (per_key * count))
         x = q[row[part].clamp(max=total_q - 1)].float() * (sm_scale * math.log2(math.e))
@@ -154,8 +155,7 @@ def attend_tiles(
         m = m_new
     o = torch.where(total == 0, 0, o / total)
     lse = m + torch.log2(total)
-    by_row = [y.view(n, heads, size, -1).transpose(1, 2) for y in (o, lse)]
-    return by_row[0], by_row[1].squeeze(-1)
+    return o.view(n, heads, size, -1).transpose(1, 2), lse.view(n, heads, size).transpose(1, 2)
 
 
 def slots(
