@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def instrument(session: nox.Session) -> None:
 
 @nox.session(python=VENVS["cpu"]["python"], default=False)
 def matrix(session: nox.Session) -> None:
-    """Prove every reference on this CPU and print the matrix; ends 1 if a cell is red, 2 if nothing was proven."""
+    """Prove every reference on this CPU and print the matrix; fails if a cell is red or nothing was proven."""
     _install(session, "cpu")
     # 1 = cases failed: the matrix says which, and its exit status is the one that counts.
     _prove(session, "cpu", "--progress", "--no-header", "--no-summary", "-q", success_codes=[0, 1])
@@ -179,9 +180,12 @@ def _install_cpu_torch(session: nox.Session, pin: str) -> None:
 
 def _torch_places() -> Iterator[tuple[str, list[str]]]:
     """Places in the order of their cost. pip reads PIP_FIND_LINKS, uv does not: the same wheels are meant."""
-    local = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
-    if local:
-        yield f"the machine's own wheels in {local}", ["--no-deps", "--no-index", f"--find-links={local}"]
+    told = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
+    if local := told.replace(",", " ").split():
+        yield (
+            f"the machine's own wheels in {told}",
+            ["--no-deps", "--no-index", *(f"--find-links={at}" for at in local)],
+        )
     yield "PyTorch's CPU index", ["--no-deps", "--torch-backend=cpu"]
     yield f"PyPI's build with its CUDA libraries ({PYPI_TORCH_SIZE} on Linux)", []
 
@@ -215,11 +219,11 @@ def _machines(entry: dict[str, Any]) -> list[str]:
 
 
 def _torch_free_tests(session: nox.Session) -> list[str]:
-    """The test files that import no torch; the others are named, not dropped in silence."""
+    """The test files that neither import torch nor run cases; the others are named, not dropped in silence."""
     files = sorted((ROOT / "tests").glob("test_*.py"))
-    needy = [file.name for file in files if "import torch" in file.read_text() or "importorskip" in file.read_text()]
-    session.log(f"without torch, so not here: {', '.join(needy)}")
-    return [str(file.relative_to(ROOT)) for file in files if file.name not in needy]
+    needy = {file for file in files if re.search(r"import torch|importorskip|\"-m\", \"pytest\"", file.read_text())}
+    session.log(f"without torch, so not here: {', '.join(sorted(file.name for file in needy))}")
+    return [str(file.relative_to(ROOT)) for file in files if file not in needy]
 
 
 def _workflows() -> list[str]:

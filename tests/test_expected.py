@@ -11,7 +11,7 @@ from refgrid.record import Verdict
 
 ENTRY = """
 [[expected]]
-case = "double_*-b1-sum"
+cases = ["double_*-b1-sum", "other-*"]
 environment = "cu130*"
 verdict = "mismatch"
 reason = "the library doubles twice"
@@ -61,10 +61,10 @@ def test_an_expected_failure_that_matches_is_an_error(file: Path) -> None:
 
 def test_an_entry_that_matches_no_case_is_an_error(file: Path) -> None:
     known = load_expected(file, "cu130")
-    known.check(["double_n4-b1-sum"])
+    known.check(["double_n4-b1-sum", "other-1"])
 
     with pytest.raises(ExpectedError, match="matches no case"):
-        known.check(["double_n4-b2-sum"])
+        known.check(["double_n4-b1-sum"])
 
 
 @pytest.mark.parametrize(

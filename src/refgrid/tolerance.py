@@ -67,6 +67,15 @@ TRUTH_LIMITS: tuple[TruthLimit, ...] = (
         "largest error against float64 8.4e-5 (base 2) over 300 draws of bfloat16 with 1 to 129 keys, torch 2.13.0",
     ),
     TruthLimit(
+        "flashinfer-fa2 on cuda",
+        "gqa_*",
+        "lse",
+        Tolerance(3e-3, 1e-5),
+        "fa2 sums probabilities already rounded to the dtype (m16k16_rowsum_f16f16f32 in prefill.cuh), which moves the "
+        "lse of bfloat16 by up to 2**-9 * log2(e) = 2.8e-3; largest seen 2.5e-3 over 479 workloads, 0.6.12 on an H200; "
+        "the other FlashInfer kernels stay below 4e-6 there",
+    ),
+    TruthLimit(
         "transformers on *",
         "gqa_*",
         "output",
