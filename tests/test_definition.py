@@ -29,9 +29,7 @@ def _set(*path: str, value: Any) -> Damage:
     ("damage", "field", "reason"),
     [
         pytest.param(_set("inputs", "x", "dtype", value="f16"), "inputs.x.dtype", "found 'f16'", id="dtype"),
-        pytest.param(
-            _set("inputs", "x", "shape", value=["m"]), "inputs.x.shape", "'m' is unresolvable", id="axis"
-        ),
+        pytest.param(_set("inputs", "x", "shape", value=["m"]), "inputs.x.shape", "'m' is unresolvable", id="axis"),
         pytest.param(_set("axes", "n", value={"type": "const"}), "axes.n", "a const axis has a value", id="const"),
         pytest.param(_set("axes", "n", value={"type": "exp"}), "axes.n.type", "'const' or 'var'", id="axis type"),
         pytest.param(_set("outputs", value={}), "outputs", "at least 1", id="no outputs"),

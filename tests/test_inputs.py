@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -42,7 +42,8 @@ def definition(
     for shape, _ in inputs.values():
         axes |= {axis: Axis("var") for axis in shape or [] if axis not in axes}
     specs = {
-        name: TensorSpec(None if shape is None else tuple(shape), dtype) for name, (shape, dtype) in inputs.items()
+        name: TensorSpec(None if shape is None else tuple(shape), cast("Any", dtype))
+        for name, (shape, dtype) in inputs.items()
     }
     return Definition(name, "made_up", axes, specs, {"y": TensorSpec((), "float32")}, "", constraints)
 

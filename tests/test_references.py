@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from refgrid_references import attention, fused_add_rmsnorm, gemm, gqa_paged_decode, gqa_paged_prefill_causal, rmsnorm
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 BFLOAT16 = {"atol": 1e-2, "rtol": 8e-3}  # one rounding, 2^-8 relative, and a margin near zero
 FLOAT32 = {"atol": 2e-5, "rtol": 2e-5}
 
@@ -315,8 +315,8 @@ class LargestAllocation(TorchDispatchMode):  # type: ignore[no-untyped-call, mis
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
-        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in given:
+        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+        if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in given:
             self.elements = max(self.elements, result.numel())
         return result
 

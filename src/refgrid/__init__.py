@@ -1,0 +1,1 @@
+"""refgrid: which reference implementations of LLM kernels are right, against which ground truth, and where."""

@@ -23,20 +23,19 @@ _op_type = click.option("--op-type", multiple=True, metavar="T", help="Only this
 _name = click.option("--definition-name", multiple=True, metavar="N", help="Only this definition; may be repeated.")
 
 
-class _Sizes(click.ParamType):
+def _sizes_of(_: click.Context, __: click.Parameter, text: str) -> tuple[Size, ...]:
     """Sizes, comma-separated, as the pytest option of the same name takes them."""
-
-    name = "|".join(SIZES)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Size, ...]:
-        given = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
-        for size in given:
-            if size not in SIZES:
-                self.fail(f"{size!r} is not known; legal values: {', '.join(SIZES)}", param, ctx)
-        return cast("tuple[Size, ...]", given)
+    given = tuple(part.strip() for part in text.split(",") if part.strip())
+    for size in given:
+        if size not in SIZES:
+            raise click.BadParameter(f"{size!r} is not known; legal values: {', '.join(SIZES)}")
+    return cast("tuple[Size, ...]", given)
 
 
-_sizes = click.option("--test-sizes", type=_Sizes(), default=(), help="Only these sizes, comma-separated.")
+_SIZES_META = "|".join(SIZES)
+_sizes = click.option(
+    "--test-sizes", callback=_sizes_of, default="", metavar=_SIZES_META, help="Only these, comma-separated."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -101,7 +100,7 @@ def render(dataset: Path, package: str, check: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All definitions.")
 @click.option("--output", type=_FOLDER, default="tests/references", help="Folder of the test files.")
 @click.option("--force", is_flag=True, help="Write the class anew where one exists.")
-@click.option("--test-sizes", type=_Sizes(), default=(), help="Sizes of the written classes.")
+@click.option("--test-sizes", callback=_sizes_of, default="", metavar=_SIZES_META, help="Sizes of the written classes.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="atol = rtol of the written classes.")
 def add_reference_tests(
     dataset: Path,

@@ -1,11 +1,11 @@
 """Failures that are known, with reason and link, from `ci/expected_failures.toml`; each entry must still be true.
 
-    [[expected]]
-    cases = ["gqa_paged_decode_*-edge_*-flashinfer"]   # globs over case ids
-    environment = "cu130*"                             # a glob over environment names
-    verdict = "mismatch"
-    reason = "lse of an empty sequence is finite"
-    link = "https://..."
+[[expected]]
+cases = ["gqa_paged_decode_*-edge_*-flashinfer"]   # globs over case ids
+environment = "cu130*"                             # a glob over environment names
+verdict = "mismatch"
+reason = "lse of an empty sequence is finite"
+link = "https://..."
 """
 
 from __future__ import annotations

@@ -15,14 +15,14 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import xxhash
 
 from refgrid.definition import Definition, DefinitionError, InputSpec, Workload
 
-Value = torch.Tensor | float | int | bool
+Value: TypeAlias = torch.Tensor | float | int | bool
 
 # What a constraint may call.
 _FUNCTIONS: dict[str, Any] = {f.__name__: f for f in (abs, all, any, int, len, max, min, sum)}
@@ -378,4 +378,5 @@ def _told(value: Any) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data

@@ -186,7 +186,8 @@ def prove(request: pytest.FixtureRequest) -> Prove:
 
     def run(case: Case) -> None:
         prover = request.config.stash[_GRID].prover
-        found = request.node.stash[_FOUND] = {}
+        found: dict[str, Any] = {}
+        request.node.stash[_FOUND] = found
         try:
             proof = prover.prove(case, _own_tolerance(request))
         finally:

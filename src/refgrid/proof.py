@@ -170,7 +170,7 @@ class Prover:
         if source not in bench.truths:
             try:
                 bench.truths[source] = self._call_truth(bench, case, source)
-            except Exception as error:  # kept, so that agreement does not run a failing kernel again
+            except Exception as error:  # noqa: BLE001 - kept and raised below, also for later cases
                 bench.truths[source] = error
         truth = bench.truths[source]
         if isinstance(truth, Exception):
@@ -314,4 +314,4 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     flat = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right))
-    return torch.equal(*flat)
+    return bool(torch.equal(*flat))

@@ -7,9 +7,10 @@ import sys
 import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,6 +21,9 @@ from refgrid.record import Header, Ledger, Outcome, RecordError, Verdict, now
 
 if TYPE_CHECKING:
     from refgrid.plugin import Grid
+
+
+_OUTCOME = TypeAdapter(Outcome)
 
 
 class Recorder:
@@ -36,7 +40,7 @@ class Recorder:
         self._plan([item.nodeid for item in session.items])
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
         """With xdist the workers have; all collect the same."""
         self._plan(ids)
 
@@ -44,8 +48,8 @@ class Recorder:
         """One line a case, at once."""
         for name, value in report.user_properties:
             if name == "refgrid":
-                self._close(Outcome(**{**value, "case": Case(**value["case"])}))  # type: ignore[arg-type]
-        if report.when == "???":  # xdist's report of a worker that died in the middle of a case
+                self._close(_OUTCOME.validate_python(value))
+        if str(report.when) == "???":  # xdist's report of a worker that died in the middle of a case
             case = self._planned(report.nodeid)
             if case:
                 self._close(Outcome(case, Verdict.CRASH, str(report.longrepr).strip().splitlines()[0]))

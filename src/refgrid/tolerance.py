@@ -46,6 +46,7 @@ TABLE: dict[tuple[str, str, str], tuple[Tolerance, str]] = {
     },
 }
 
+
 @dataclass(frozen=True)
 class TruthLimit:
     """Where a truth is itself less precise than the table asks; patterns, and the measurement behind the bound."""
