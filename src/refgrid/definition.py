@@ -33,6 +33,11 @@ class DefinitionError(ValueError):
         super().__init__(f"{file}: {field}: {reason}")
         self.file, self.field, self.reason = str(file), field, reason
 
+    def below(self, root: Path) -> DefinitionError:
+        """The same error with the file named from the data set's root, alike on every machine."""
+        file = Path(self.file)
+        return DefinitionError(file.relative_to(root) if file.is_relative_to(root) else file, self.field, self.reason)
+
     @property
     def name(self) -> str:
         """What the row of this file is called: the file's stem."""
@@ -172,13 +177,13 @@ def load_dataset(root: Path) -> DataSet:
     broken: list[DefinitionError] = []
     for path in sorted((root / "definitions").glob("*/*.json"), key=lambda p: p.stem):
         try:
-            definition = read_definition(path)
+            definition = _with_path(read_definition(path), path.relative_to(root))
             if definition.name in definitions:
                 raise DefinitionError(path, "name", f"{definition.name} is also in {definitions[definition.name].path}")
             workloads[definition.name] = read_workloads(root, definition)
             definitions[definition.name] = definition
         except DefinitionError as error:
-            broken.append(error)
+            broken.append(error.below(root))
     return DataSet(root, definitions, workloads, tuple(broken))
 
 

@@ -25,6 +25,8 @@ from refgrid.tolerance import Tolerance, looser, tolerance_for
 
 Tensors = dict[str, torch.Tensor]
 
+_KEPT_BYTES = 4 * 2**30
+
 
 class Finding(AssertionError):
     """A case did not match: its verdict, the reason in words and what was measured."""
@@ -143,6 +145,7 @@ class Prover:
         key = (case.definition, case.workload, case.seed)
         if self._key != key or self._bench is None:
             self._key, self._bench = None, None  # let go of the last workload's memory before drawing the next
+            _give_back_memory()
             definition = self.dataset.definitions[case.definition]
             workload = next(w for w in self.dataset.workloads[case.definition] if w.uuid == case.workload)
             with self._timed("inputs"):
@@ -244,6 +247,12 @@ class Prover:
         started = time.perf_counter()
         yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+def _give_back_memory() -> None:
+    """Workers share a GPU, and what one keeps after a large workload is missing in the others; small ones keep it."""
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > _KEPT_BYTES:
+        torch.cuda.empty_cache()
 
 
 def judge(error: BaseException) -> tuple[Verdict, str]:

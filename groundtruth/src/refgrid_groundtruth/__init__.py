@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # A library that declines a size or a dtype says so in words like these; any other exception is a fault.
 _REFUSAL = re.compile(r"unsupported|not support|only support|not implemented for", re.IGNORECASE)
 _BUILD = re.compile(r"ninja|nvcc|compilation|CUDA_HOME|cuda_home|failed to build", re.IGNORECASE)
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[\w.+-]+/)+")
 _NO_COMPILER = re.compile(r"could not find nvcc|nvcc\S*: not found|no such file.*(nvcc|ninja)", re.IGNORECASE)
 
 
@@ -280,6 +281,9 @@ def _self_test(run: Callable[[Adapter, str, str], None], function: Adapter, op: 
 
 
 def _last_words(error: BaseException, lines: int = 3) -> str:
-    """The end of a message: where compilers and tracebacks of native code say what is wrong."""
-    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The end of a message: where compilers and tracebacks of native code say what is wrong.
+
+    A path is cut to the file's name: the rest differs from machine to machine, and equal refusals should read alike.
+    """
+    words = [_FOLDERS.sub("", line.strip()) for line in str(error).splitlines() if line.strip()]
     return " | ".join(words[-lines:])[-600:] or repr(error)
