@@ -69,7 +69,7 @@ NORM = definition({"x": (["batch", "n"], "bfloat16"), "weight": (["n"], "bfloat1
 
 
 def attention(page_size: int = 4, *, prefill: bool = True, dtype: str = "bfloat16") -> Definition:
-    """Paged attention with one kv head of width 4."""
+    """Paged attention with one kv head of width 3, which divides no block."""
     cache = (["num_pages", "page_size", "num_kv_heads", "head_dim"], dtype)
     inputs: dict[str, tuple[list[str] | None, str]] = {
         "q": (["total_q" if prefill else "batch_size", "num_kv_heads", "head_dim"], dtype),
@@ -86,7 +86,7 @@ def attention(page_size: int = 4, *, prefill: bool = True, dtype: str = "bfloat1
         constraints.append("total_q == qo_indptr[-1].item()")
     else:
         del inputs["qo_indptr"]
-    return definition(inputs, {"page_size": page_size, "num_kv_heads": 1, "head_dim": 4}, tuple(constraints))
+    return definition(inputs, {"page_size": page_size, "num_kv_heads": 1, "head_dim": 3}, tuple(constraints))
 
 
 SCALE = {"sm_scale": InputSpec("scalar", 0.125)}
@@ -341,8 +341,8 @@ class TestPages:
         monkeypatch.setattr(module, "_draws", counted)
         made = paged(64, {"batch_size": 1, "num_kv_indices": 1, "num_pages": 50_000})
 
-        assert tensor(made, "k_cache").numel() == 50_000 * 64 * 4
-        assert max(drawn) <= 64 * 4
+        assert tensor(made, "k_cache").numel() == 50_000 * 64 * 3
+        assert max(drawn) <= 64 * 3
 
     def test_ragged_sequences_have_tokens_for_pages(self) -> None:
         of = definition(
@@ -500,11 +500,37 @@ class TestFiles:
         with pytest.raises(DefinitionError, match="cannot be read from"):
             self.read(tmp_path, path="x.safetensors")
 
-    def test_that_name_a_page_that_is_not_there(self, tmp_path: Path) -> None:
+    def paged(self, root: Path, axes: Axes, **given: list[int]) -> Inputs:
+        """Decode over pages of 4 tokens, with some inputs read from a file."""
+        save_file({name: torch.tensor(value, dtype=torch.int32) for name, value in given.items()}, root / "x")
         of = attention(prefill=False)
-        save_file({"k": torch.tensor([1, 9], dtype=torch.int32)}, tmp_path / "x.safetensors")
-        given = {**SCALE, "kv_indices": InputSpec("safetensors", path="x.safetensors", tensor_key="k")}
+        specs = {name: InputSpec("safetensors", path="x", tensor_key=name) for name in given}
+        return make_inputs(of, workload(of, axes, {**SCALE, **specs}), 0, "cpu", root)
+
+    def test_that_name_a_page_that_is_not_there(self, tmp_path: Path) -> None:
         axes = {"batch_size": 1, "len_indptr": 2, "num_kv_indices": 2, "num_pages": 9}
 
         with pytest.raises(DefinitionError, match=r"inputs.kv_indices: names a page outside \[0, 9\)"):
-            make_inputs(of, workload(of, axes, given), 0, "cpu", tmp_path)
+            self.paged(tmp_path, axes, kv_indices=[1, 9])
+
+    def test_that_break_a_constraint_are_told_before_a_builder_stumbles(self, tmp_path: Path) -> None:
+        axes = {"batch_size": 1, "len_indptr": 2, "num_kv_indices": 2, "num_pages": 9}
+
+        with pytest.raises(DefinitionError, match=r"does not hold: num_kv_indices = 2, kv_indptr = \[0, 7\]"):
+            self.paged(tmp_path, axes, kv_indptr=[0, 7])
+
+    def test_a_cache_is_hashed_with_its_shape_and_numbers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        axes = {"batch_size": 1, "len_indptr": 2, "num_kv_indices": 2, "num_pages": 9}
+        numbers = module._numbers
+
+        def zeroed(drawing: Any, name: str, *args: Any, **options: Any) -> Iterator[torch.Tensor]:
+            for part in numbers(drawing, name, *args, **options):
+                yield part * (name != "k_cache")
+
+        hashes = [self.paged(tmp_path, {**axes, "num_pages": n}, kv_indices=[1, 3]).hash for n in (9, 10)]
+        monkeypatch.setattr(module, "_numbers", zeroed)
+        hashes.append(self.paged(tmp_path, axes, kv_indices=[1, 3]).hash)
+
+        assert len(set(hashes)) == 3
