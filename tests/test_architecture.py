@@ -14,7 +14,7 @@ KERNEL_LIBRARIES = {"flashinfer", "sglang", "sgl_kernel", "transformers", "vllm"
 OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
 
 # The instrument's modules that run cases; everything else of it must start without torch.
-TENSOR_MODULES = {"compare.py", "inputs.py", "proof.py"}
+TENSOR_MODULES = {"compare.py", "inputs.py", "normal.py", "paged.py", "proof.py"}
 
 
 def imports(source: str, *, top_level_only: bool = False) -> Iterator[str]:

@@ -128,3 +128,9 @@ def test_a_broken_definition_is_reported_and_stops_nobody_else(two: Path, write_
 
 def test_class_names_are_pythons() -> None:
     assert class_name("gqa_paged_decode_h32_kv8_d128_ps1") == "TestGqaPagedDecodeH32Kv8D128Ps1"
+
+
+def test_every_definition_of_this_data_set_has_its_class() -> None:
+    root = Path(__file__).resolve().parents[1]
+
+    assert set(definitions_with_tests(root / "tests" / "references")) == set(load_dataset(root).definitions)

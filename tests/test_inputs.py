@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from refgrid import inputs as module
+from refgrid import normal
 from refgrid.definition import Axis, Definition, DefinitionError, InputSpec, TensorSpec, Workload
 from refgrid.inputs import Inputs, make_inputs
 
@@ -162,7 +163,7 @@ class TestTheSameEverywhere:
         of = definition({"x": (["batch", "n"], dtype)}, {"n": 7})
         whole = make(of, {"batch": 9})
 
-        monkeypatch.setattr(module, "_BLOCK", 8)
+        monkeypatch.setattr(normal, "BLOCK", 8)
         parts = make(of, {"batch": 9})
 
         assert torch.equal(tensor(parts, "x").double(), tensor(whole, "x").double())
@@ -172,7 +173,7 @@ class TestTheSameEverywhere:
         axes = {"batch_size": 3, "num_kv_indices": 9, "num_pages": 12}
         whole = paged(4, axes)
 
-        monkeypatch.setattr(module, "_BLOCK", 16)
+        monkeypatch.setattr(normal, "BLOCK", 16)
         parts = paged(4, axes)
 
         assert parts.hash == whole.hash
@@ -332,13 +333,13 @@ class TestPages:
 
     def test_the_nan_in_between_costs_neither_drawing_nor_hash(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: list[int] = []
-        draws = module._draws
+        draws = normal.draws
 
         def counted(count: int, generator: torch.Generator) -> torch.Tensor:
             drawn.append(count)
             return draws(count, generator)
 
-        monkeypatch.setattr(module, "_draws", counted)
+        monkeypatch.setattr(normal, "draws", counted)
         made = paged(64, {"batch_size": 1, "num_kv_indices": 1, "num_pages": 50_000})
 
         assert tensor(made, "k_cache").numel() == 50_000 * 64 * 3
@@ -523,14 +524,14 @@ class TestFiles:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         axes = {"batch_size": 1, "len_indptr": 2, "num_kv_indices": 2, "num_pages": 9}
-        numbers = module._numbers
+        numbers = module.Drawing.numbers
 
-        def zeroed(drawing: Any, name: str, *args: Any, **options: Any) -> Iterator[torch.Tensor]:
+        def zeroed(drawing: module.Drawing, name: str, *args: Any, **options: Any) -> Iterator[torch.Tensor]:
             for part in numbers(drawing, name, *args, **options):
                 yield part * (name != "k_cache")
 
         hashes = [self.paged(tmp_path, {**axes, "num_pages": n}, kv_indices=[1, 3]).hash for n in (9, 10)]
-        monkeypatch.setattr(module, "_numbers", zeroed)
+        monkeypatch.setattr(module.Drawing, "numbers", zeroed)
         hashes.append(self.paged(tmp_path, axes, kv_indices=[1, 3]).hash)
 
         assert len(set(hashes)) == 3

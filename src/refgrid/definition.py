@@ -6,7 +6,6 @@ A broken file becomes a `DefinitionError` in `DataSet.broken` and stops nobody e
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
+
+from refgrid import reference_text
 
 DType = Literal[
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1",
@@ -148,7 +149,7 @@ class Definition:
 
     @cached_property
     def _literals(self) -> dict[str, Any]:
-        return dict(_literals(ast.parse(self.reference)))
+        return dict(reference_text.literals(self.reference))
 
 
 @dataclass(frozen=True)
@@ -268,9 +269,9 @@ def _faults(definition: Definition, path: Path) -> Iterator[tuple[str, str]]:
         if name in definition.inputs:
             yield f"outputs.{name}", "is also an input: outputs need names of their own"
     for position, constraint in enumerate(definition.constraints):
-        if not _parses(constraint, "eval"):
+        if not reference_text.is_expression(constraint):
             yield f"constraints.{position}", f"is no Python expression: {constraint!r}"
-    yield from _reference_faults(definition)
+    yield from (("reference", fault) for fault in reference_text.faults(definition.reference, definition.inputs))
 
 
 def _axis_faults(definition: Definition) -> Iterator[tuple[str, str]]:
@@ -279,36 +280,3 @@ def _axis_faults(definition: Definition) -> Iterator[tuple[str, str]]:
             for axis in spec.shape or ():
                 if axis not in definition.axes:
                     yield f"{kind}.{name}.shape", f"axis {axis!r} is unresolvable: axes are {sorted(definition.axes)}"
-
-
-def _reference_faults(definition: Definition) -> Iterator[tuple[str, str]]:
-    try:
-        tree = ast.parse(definition.reference)
-    except SyntaxError as error:
-        yield "reference", f"does not parse: {error.msg} at line {error.lineno}"
-        return
-    runs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    if not runs:
-        yield "reference", "has no top-level function run"
-        return
-    given = runs[-1].args
-    parameters = [argument.arg for argument in (*given.posonlyargs, *given.args)]
-    if parameters != list(definition.inputs) or given.vararg or given.kwarg or given.kwonlyargs:
-        yield "reference", f"run takes {parameters} but the inputs are {list(definition.inputs)}"
-
-
-def _parses(text: str, mode: Literal["eval", "exec"]) -> bool:
-    try:
-        ast.parse(text, mode=mode)
-    except SyntaxError:
-        return False
-    return True
-
-
-def _literals(tree: ast.AST) -> Iterator[tuple[str, Any]]:
-    """Name and value of every literal that is assigned or passed by keyword, e.g. `EPS = 1e-6` or `f(x, eps=1e-6)`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            yield from ((t.id.lower(), node.value.value) for t in node.targets if isinstance(t, ast.Name))
-        elif isinstance(node, ast.keyword) and node.arg and isinstance(node.value, ast.Constant):
-            yield node.arg.lower(), node.value.value

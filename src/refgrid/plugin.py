@@ -19,10 +19,12 @@ from refgrid.case import SIZES, Case, Selection, plan
 from refgrid.contract import METHODS, Prove, ReferenceContract, method_of
 from refgrid.definition import DataSet, DefinitionError, load_dataset
 from refgrid.expected import ExpectedError, ExpectedFailures, load_expected
+from refgrid.finding import judge
 from refgrid.generate import definitions_with_tests
 from refgrid.record import Verdict
 from refgrid.recorder import Recorder
 from refgrid.sources import Sources
+from refgrid.tolerance import Tolerance, tolerance_of
 
 if TYPE_CHECKING:
     from refgrid.proof import Prover
@@ -131,13 +133,11 @@ class Grid:
     @cached_property
     def prover(self) -> Prover:
         """Imports torch."""
-        from refgrid.proof import Prover
-        from refgrid.tolerance import Tolerance
-
         _share_cores()
+        from refgrid.proof import Prover
+
         bound = self._config.getoption("--tolerance")
-        tolerance = None if bound is None else Tolerance(bound, bound)
-        return Prover(self.dataset, self.sources, self.device, tolerance)
+        return Prover(self.dataset, self.sources, self.device, None if bound is None else tolerance_of(bound))
 
     def cases_for(self, contract: type[ReferenceContract], method: str, file: Path) -> list[Case]:
         """The cases of one method of one test class, limited to the sizes asked for."""
@@ -223,8 +223,6 @@ def _outcome(
 ) -> dict[str, Any]:
     verdict, reason, comparisons = Verdict.MATCH, found.get("reason", ""), found.get("comparisons", ())
     if error is not None:
-        from refgrid.proof import judge
-
         verdict, reason = judge(error)
         comparisons = getattr(error, "comparisons", ())
     verdict, reason = expected.revise(case.id, verdict, reason)
@@ -250,13 +248,11 @@ def _colour(report: pytest.TestReport, item: pytest.Item, verdict: Verdict, reas
         report.longrepr = f"{verdict.value}: {reason}\n\n{report.longrepr}"
 
 
-def _own_tolerance(request: pytest.FixtureRequest) -> Any:
-    from refgrid.tolerance import Tolerance
-
+def _own_tolerance(request: pytest.FixtureRequest) -> Tolerance | None:
     own = cast("type[ReferenceContract]", request.cls).tolerance
     if own is None or request.config.getoption("--tolerance") is not None:
         return None
-    return Tolerance(own, own)
+    return tolerance_of(own)
 
 
 def _noted(note: str, config: pytest.Config) -> str:

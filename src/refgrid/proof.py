@@ -5,6 +5,7 @@ Inputs, reference results and truths of the latest workload are kept, so that it
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ import torch
 
 from refgrid.case import Case
 from refgrid.compare import Comparison, compare
-from refgrid.definition import DataSet, Definition, DefinitionError, TensorSpec
+from refgrid.definition import DataSet, Definition
+from refgrid.finding import Finding, judge
 from refgrid.inputs import Inputs, make_inputs
 from refgrid.record import Verdict
 from refgrid.reference import compile_reference, text_hash
@@ -26,14 +28,6 @@ from refgrid.tolerance import Tolerance, looser, tolerance_for
 Tensors = dict[str, torch.Tensor]
 
 _KEPT_BYTES = 4 * 2**30
-
-
-class Finding(AssertionError):
-    """A case did not match: its verdict, the reason in words and what was measured."""
-
-    def __init__(self, verdict: Verdict, reason: str, comparisons: tuple[Comparison, ...] = ()) -> None:
-        super().__init__(reason)
-        self.verdict, self.reason, self.comparisons = verdict, reason, comparisons
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Prover:
         self._key: tuple[str, str, int] | None = None
         self._bench: _Bench | None = None
         self._run: tuple[str, Callable[..., Any]] | None = None
-        self._weights: dict[tuple[str, str, int], torch.Tensor] = {}
+        self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # as drawn, and the copy handed out
 
     def prove(self, case: Case, tolerance: Tolerance | None = None) -> Proof:
         """Check one case; returns what was measured, raises Finding when the case does not match.
@@ -147,6 +141,8 @@ class Prover:
             self._key, self._bench = None, None  # let go of the last workload's memory before drawing the next
             _give_back_memory()
             definition = self.dataset.definitions[case.definition]
+            if self._run and self._run[0] != definition.name:
+                self._weights.clear()
             workload = next(w for w in self.dataset.workloads[case.definition] if w.uuid == case.workload)
             with self._timed("inputs"):
                 inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root)
@@ -187,7 +183,9 @@ class Prover:
             given = dict(self._on_copies(source, bench, lambda inputs: adapter(**inputs, **constants)))
         strays = [name for name in given if name not in bench.definition.outputs]
         if strays or not given:
-            raise Finding(Verdict.ERROR, f"{source} gives {list(given)} but the outputs are {_names(bench)}")
+            raise Finding(
+                Verdict.ERROR, f"{source} gives {list(given)} but the outputs are {list(bench.definition.outputs)}"
+            )
         _demand_shapes(source, given, bench)
         _demand_dtypes(source, given, bench)
         return given
@@ -236,11 +234,10 @@ class Prover:
             return value
         if not bench.definition.is_weight(name):
             return value.clone()
-        key = (bench.definition.name, name, value.data_ptr())
-        if key not in self._weights:
-            self._weights = {kept: copy for kept, copy in self._weights.items() if kept[0] == key[0]}
-            self._weights[key] = value.clone()
-        return self._weights[key]
+        kept = self._weights.get(name)
+        if kept is None or kept[0] is not value:
+            self._weights[name] = kept = (value, value.clone())
+        return kept[1]
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -255,26 +252,8 @@ def _give_back_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def judge(error: BaseException) -> tuple[Verdict, str]:
-    """The verdict and the reason that an exception stands for; an exception nobody planned is an `error`."""
-    told = getattr(error, "verdict", None)
-    if told is not None:
-        return Verdict(told), str(getattr(error, "reason", error))
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return Verdict.OOM, _first_line(error)
-    if isinstance(error, DefinitionError):
-        return Verdict.ERROR, str(error)
-    return Verdict.ERROR, f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:500]
-
-
 def _constants_of(adapter: Callable[..., Any], definition: Definition) -> list[str]:
     """Keyword-only parameters without a default: what the definition fixes but no input shows, such as eps."""
-    import inspect
-
     parameters = inspect.signature(adapter).parameters.values()
     wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     return [name for name in wanted if name not in definition.inputs]
@@ -292,10 +271,6 @@ def _named(result: Any, definition: Definition) -> Tensors:
     return dict(zip(definition.outputs, values, strict=True))
 
 
-def _names(bench: _Bench) -> list[str]:
-    return list(bench.definition.outputs)
-
-
 def _demand_shapes(who: str, tensors: Tensors, bench: _Bench) -> None:
     for name, tensor in tensors.items():
         wanted = bench.definition.shape(name, bench.axes) or ()
@@ -306,9 +281,9 @@ def _demand_shapes(who: str, tensors: Tensors, bench: _Bench) -> None:
 
 def _demand_dtypes(who: str, tensors: Tensors, bench: _Bench) -> None:
     for name, tensor in tensors.items():
-        spec: TensorSpec = bench.definition.outputs[name]
-        if tensor.dtype != getattr(torch, spec.dtype):
-            reason = f"{who}: {name}.dtype = {str(tensor.dtype).removeprefix('torch.')}, but should be {spec.dtype}"
+        found, wanted = str(tensor.dtype).removeprefix("torch."), bench.definition.outputs[name].dtype
+        if found != wanted:
+            reason = f"{who}: {name}.dtype = {found}, but should be {wanted}"
             raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
 
 

@@ -53,6 +53,7 @@ class TruthLimit:
 
     truth: str  # a source and its device, "torch on cpu"
     op: str
+    dtype: str  # of the output
     output: str
     tolerance: Tolerance
     measured: str
@@ -62,6 +63,7 @@ TRUTH_LIMITS: tuple[TruthLimit, ...] = (
     TruthLimit(
         "torch on cpu",
         "gqa_*",
+        "float32",
         "lse",
         Tolerance(2e-4, 1e-5),
         "the CPU flash kernel's exponential is good to one unit of a 16-bit float only (pytorch/pytorch#151441): "
@@ -70,6 +72,7 @@ TRUTH_LIMITS: tuple[TruthLimit, ...] = (
     TruthLimit(
         "flashinfer-fa2 on cuda",
         "gqa_*",
+        "float32",
         "lse",
         Tolerance(3e-3, 1e-5),
         "fa2 sums probabilities already rounded to the dtype (m16k16_rowsum_f16f16f32 in prefill.cuh), which moves the "
@@ -79,6 +82,7 @@ TRUTH_LIMITS: tuple[TruthLimit, ...] = (
     TruthLimit(
         "transformers on *",
         "gqa_*",
+        "bfloat16",
         "output",
         Tolerance(4e-2, 1e-2),
         "eager attention rounds scores and weights to the dtype: largest error against float64 2.7e-2, 2.5e-2 beyond "
@@ -93,7 +97,7 @@ def tolerance_for(op: str, dtype: str, output: str, truth: str = "") -> Toleranc
     Raises ValueError for a dtype without a row, naming those that have one.
     """
     for limit in TRUTH_LIMITS:
-        if all(map(fnmatchcase, (truth, op, output), (limit.truth, limit.op, limit.output))):
+        if all(map(fnmatchcase, (truth, op, dtype, output), (limit.truth, limit.op, limit.dtype, limit.output))):
             return limit.tolerance
     for key in ((op, dtype, output), (op, dtype, "*"), ("*", dtype, output), ("*", dtype, "*")):
         if key in TABLE:
