@@ -30,6 +30,9 @@ VENVS = {name: entry for name, entry in ENVIRONMENTS.items() if entry["kind"] ==
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth"]
 
+# A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.
+CRASH_SAFE = ["--dist=load", "--max-worker-restart=10000"]
+
 # PyPI's build of torch for Linux brings the CUDA libraries along; what that costs is said before it happens.
 PYPI_TORCH_SIZE = "about 2.7 GB"
 # An index of the machine would otherwise be written into the locks.
@@ -122,9 +125,9 @@ for _name in VENVS:
 def _prove(session: nox.Session, name: str, *options: str, **run: Any) -> None:
     """The product in one environment; what is asked for on the command line comes last and wins."""
     device = "cpu" if "cuda" not in VENVS[name] else _device(session)
-    sizes = ["--test-sizes=small", "-n2"] if device == "cpu" else []
+    sizes = ["-n2", "--test-sizes=small"] if device == "cpu" else ["-n1"]
     files = [] if any(".py" in argument for argument in session.posargs) else ["tests/references"]
-    given = [*files, f"--device={device}", f"--environment={name}", *sizes, *options, *session.posargs]
+    given = [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *session.posargs]
     session.run("pytest", *given, env=_caches(session, name), **run)
 
 
