@@ -91,6 +91,19 @@ def test_a_finished_run_that_lost_a_case_says_so(tmp_path: Path) -> None:
     assert only_run(tmp_path).accounted()[0] == Outcome(CASES[0], Verdict.NOT_RUN, "the run finished without it")
 
 
+def test_what_was_measured_with_another_reference_text_proves_nothing_today(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "run.jsonl", header())
+    for case, text in zip(CASES, ("today", "yesterday", None), strict=True):
+        ledger.close_case(Outcome(case, Verdict.MATCH, hashes={"reference": text} if text else {}))
+    ledger.finish("")
+
+    stands, fell, never_ran = only_run(tmp_path).as_of({"double_n4": "today"}).accounted()
+
+    assert [stands.verdict, fell.verdict, never_ran.verdict] == [Verdict.MATCH, Verdict.NOT_RUN, Verdict.MATCH]
+    assert fell.reason == "the reference has changed since it was match"
+    assert only_run(tmp_path).as_of({}).accounted() == only_run(tmp_path).accounted()
+
+
 def test_an_unplanned_case_is_refused(open_ledger: OpenLedger) -> None:
     ledger = open_ledger()
     stranger = Case("gemm_n4", "gemm", "gemm", "m1", "shape")

@@ -126,21 +126,27 @@ def add_reference_tests(
 
 
 @main.command()
+@_dataset
 @click.option("--results", type=_FOLDER, default="results", help="Folder of the records, read with its subfolders.")
 @click.option("--output", type=_FOLDER, default="results/local", help="Folder of matrix.md and matrix.json.")
 @click.option("--environments", type=click.Path(path_type=Path), default="ci/environments.toml", help="The table.")
-def matrix(results: Path, output: Path, environments: Path) -> None:
+def matrix(dataset: Path, results: Path, output: Path, environments: Path) -> None:
     """Print the compatibility matrix of all records; exit 1 when a cell is red, 2 when nothing was proven."""
     from refgrid.matrix import build, print_matrix, write_files
     from refgrid.record import RecordError, read_runs
 
+    today = _references_today(dataset)
     try:
-        built = build(read_runs(results), declared=_declared(environments))
+        runs = [run.as_of(today) for run in read_runs(results)]
+        built = build(runs, declared=_declared(environments))
     except (RecordError, ValueError) as error:
         _fail(str(error))
     print_matrix(built, Console())
-    for file in write_files(built, output):
-        click.echo(f"written: {file}")
+    try:
+        for file in write_files(built, output):
+            click.echo(f"written: {file}")
+    except OSError as error:
+        _fail(f"{output}: the matrix cannot be written: {error.strerror or error}")
     sys.exit(built.exit_code)
 
 
@@ -152,6 +158,16 @@ def _load(folder: Path) -> DataSet:
         return load_dataset(folder)
     except DefinitionError as error:
         _fail(str(error))
+
+
+def _references_today(dataset: Path) -> dict[str, str]:
+    """SHA-256 of each reference's text, to tell evidence from history."""
+    from refgrid.reference import text_hash
+
+    if not (dataset / "definitions").is_dir():
+        click.echo(f"{dataset} holds no definitions: records are taken as they are, whatever reference they measured")
+        return {}
+    return {name: text_hash(definition.reference) for name, definition in _load(dataset).definitions.items()}
 
 
 def _declared(file: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -101,6 +101,14 @@ class Run:
         why = "the run finished without it" if self.finished else "the run ended before its turn"
         return [self.outcomes.get(case.id) or Outcome(case, Verdict.NOT_RUN, why) for case in self.header.planned]
 
+    def as_of(self, references: Mapping[str, str]) -> Run:
+        """The run as evidence for today's references, given by definition as the SHA-256 of their text.
+
+        What was measured with another text is `not-run`: it proves nothing about the one that is published now.
+        """
+        outcomes = {case_id: _today(outcome, references) for case_id, outcome in self.outcomes.items()}
+        return replace(self, outcomes=outcomes)
+
 
 class RecordError(RuntimeError):
     """Records cannot be written or read: names the file and the reason."""
@@ -162,6 +170,13 @@ def read_runs(folder: Path) -> list[Run]:
     """
     runs = [run for path in sorted(folder.rglob("*.jsonl")) for run in _runs(path)]
     return sorted(runs, key=lambda run: run.header.started)
+
+
+def _today(outcome: Outcome, references: Mapping[str, str]) -> Outcome:
+    measured, today = outcome.hashes.get("reference"), references.get(outcome.case.definition)
+    if measured is None or today is None or measured == today:
+        return outcome
+    return Outcome(outcome.case, Verdict.NOT_RUN, f"the reference has changed since it was {outcome.verdict.value}")
 
 
 def now() -> str:
