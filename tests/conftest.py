@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,9 @@ pytest_plugins = ["pytester"]
 REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
 
 
-@pytest.fixture
-def double() -> dict[str, Any]:
-    """A definition that doubles its input, as a dictionary to damage."""
+@pytest.fixture(scope="session")
+def pristine_double() -> dict[str, Any]:
+    """A definition that doubles its input, as the dictionary of its file; not to be changed."""
     return {
         "name": "double_n4",
         "op_type": "double",
@@ -27,17 +28,20 @@ def double() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def double(pristine_double: dict[str, Any]) -> dict[str, Any]:
+    """The same, to damage."""
+    return copy.deepcopy(pristine_double)
+
+
 WriteDefinition = Callable[..., Path]
 
 
-@pytest.fixture
-def write_definition(tmp_path: Path) -> WriteDefinition:
-    """Writes one definition and its workloads below tmp_path; returns the definition's file."""
-
+def _writer(root: Path) -> WriteDefinition:
     def write(definition: dict[str, Any] | str, *batch_sizes: int, name: str = "double_n4") -> Path:
         text = definition if isinstance(definition, str) else json.dumps(definition)
         name = name if isinstance(definition, str) else definition["name"]
-        file = tmp_path / "definitions" / "double" / f"{name}.json"
+        file = root / "definitions" / "double" / f"{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         lines = [
@@ -47,9 +51,21 @@ def write_definition(tmp_path: Path) -> WriteDefinition:
             }
             for size in batch_sizes
         ]
-        workloads = tmp_path / "workloads" / "double" / f"{name}.jsonl"
+        workloads = root / "workloads" / "double" / f"{name}.jsonl"
         workloads.parent.mkdir(parents=True, exist_ok=True)
         workloads.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return file
 
     return write
+
+
+@pytest.fixture(scope="session")
+def writer_below() -> Callable[[Path], WriteDefinition]:
+    """Gives the writer of a data set below some folder."""
+    return _writer
+
+
+@pytest.fixture
+def write_definition(tmp_path: Path) -> WriteDefinition:
+    """Writes one definition and its workloads below tmp_path; returns the definition's file."""
+    return _writer(tmp_path)

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,7 +27,7 @@ class Source:
     name: str
     library: str = "torch"
     distribution: str = "torch"
-    ops: tuple = ("double",)
+    ops: tuple = {ops}
 
 class Unavailable(Exception):
     def __init__(self, verdict, reason):
@@ -36,9 +38,9 @@ SOURCES = (Source("sum"), Source("absent"))
 def adapter(source, op, device):
     if source == "absent":
         raise Unavailable("missing", "absent is not installed")
-    def truth(x):
-        {truth}
-    return truth
+    return globals()["truth_of_" + op]
+
+{truths}
 """
 TESTS = """
 from refgrid.contract import ReferenceContract
@@ -56,16 +58,18 @@ class Project:
         self.root, self.definition, self.write_definition = root, definition, write_definition
         (root / "test_double.py").write_text(TESTS)
         (root / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
-        self.truth(TRUTH)
+        self.truth(double=TRUTH)
 
-    def reference(self, body: str, *batch_sizes: int) -> None:
+    def reference(self, body: str, *batch_sizes: int, name: str = "double_n4") -> None:
         """The body of `run(x)`; torch is imported."""
         text = "import os, time, torch\n\ndef run(x):\n    " + body.replace("\n", "\n    ") + "\n"
-        self.write_definition({**self.definition, "reference": text}, *(batch_sizes or (1, 2)))
+        self.write_definition({**self.definition, "name": name, "reference": text}, *(batch_sizes or (1, 2)))
 
-    def truth(self, body: str) -> None:
-        """The body of the ground truth of `double`."""
-        (self.root / "provider.py").write_text(PROVIDER.replace("{truth}", body.replace("\n", "\n        ")))
+    def truth(self, **bodies: str) -> None:
+        """The body of the ground truth of each op; `x` is its input."""
+        truths = [f"def truth_of_{op}(x):\n    " + body.replace("\n", "\n    ") for op, body in bodies.items()]
+        provider = PROVIDER.replace("{ops}", repr(tuple(bodies))).replace("{truths}", "\n\n".join(truths))
+        (self.root / "provider.py").write_text(provider)
         info = self.root / "provider-1.0.dist-info"
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: provider\nVersion: 1.0\n")
@@ -82,6 +86,23 @@ class Project:
         return subprocess.run(
             self.command(*arguments), cwd=self.root, env=self.variables, capture_output=True, text=True, check=False
         )
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A run to interfere with; it listens to Ctrl-C even where the caller was started in the background."""
+        process = subprocess.Popen(
+            self.command(),
+            cwd=self.root,
+            env=self.variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(30)
 
     def records(self) -> Run:
         (run,) = read_runs(self.root / "results")
@@ -134,48 +155,61 @@ def test_a_match_carries_its_numbers(project: Project) -> None:
     assert set(outcome.hashes) == {"inputs", "reference"}
 
 
-@pytest.mark.parametrize(
-    ("reference", "truth", "verdict", "reason"),
-    [
-        pytest.param("return x * 2.1", TRUTH, "mismatch", "y is off at [", id="wrong scale"),
-        pytest.param("return x.roll(1, 1) * 2", TRUTH, "mismatch", "y is off at [", id="shifted"),
-        pytest.param("y = x * 2\ny[0, 1] = float('nan')\nreturn y", TRUTH, "mismatch", "y is nan at [0, 1]", id="nan"),
-        pytest.param(
-            "return x * 2",
-            "y = x + x\ny[0, 1] = float('nan')\nreturn {'y': y}",
-            "mismatch",
-            "but should be nan",
-            id="nan in the truth",
-        ),
-        pytest.param("return x[:0] * 2", TRUTH, "error", "y.shape = [0, 4], but should be [1, 4]", id="empty"),
-        pytest.param("return x.double() * 2", TRUTH, "error", "y.dtype = float64, but should be float32", id="dtype"),
-        pytest.param("return x, x", TRUTH, "error", "the outputs are ['y']", id="two outputs"),
-        pytest.param("return x.mul_(2)", TRUTH, "error", "reference changed its input x", id="input overwritten"),
-        pytest.param(
-            "return x * 2", "return {'y': x.mul_(2)}", "error", "sum changed its input x", id="truth overwrites"
-        ),
-        pytest.param("return x * 2", "return {'z': x}", "error", "sum gives ['z']", id="other output"),
-        pytest.param("return x * 2", "return {}", "error", "sum gives []", id="no output"),
-        pytest.param(
-            "return x * 2", "return {'y': x[:, :1]}", "error", "sum: y.shape = [1, 1]", id="shape of the truth"
-        ),
-        pytest.param("raise KeyError('k')", TRUTH, "error", "KeyError: 'k'", id="exception"),
-        pytest.param("raise MemoryError('4 GiB')", TRUTH, "oom", "4 GiB", id="out of memory"),
-        pytest.param("return x * 2", "raise MemoryError('4 GiB')", "oom", "4 GiB", id="truth out of memory"),
-        pytest.param("return x * 2", "import no_such", "error", "ModuleNotFoundError", id="import error"),
-    ],
-)
-def test_each_fault_is_named_as_what_it_is(
-    project: Project, reference: str, truth: str, verdict: str, reason: str
-) -> None:
-    project.reference(reference, 1)
-    project.truth(truth)
+class Fault(NamedTuple):
+    """Bodies of a reference and of its truth, and what must be said of them."""
 
-    done = project.run()
+    reference: str
+    truth: str
+    verdict: str
+    reason: str
+    name: str
 
-    outcome = project.outcome("b1-sum")
-    assert (outcome.verdict.value, done.returncode) == (verdict, 1)
-    assert reason in outcome.reason
+
+FAULTS = [
+    Fault("return x * 2.1", TRUTH, "mismatch", "y is off at [", "wrong_scale"),
+    Fault("return x.roll(1, 1) * 2", TRUTH, "mismatch", "y is off at [", "shifted"),
+    Fault("y = x * 2\ny[0, 1] = float('nan')\nreturn y", TRUTH, "mismatch", "y is nan at [0, 1]", "nan"),
+    Fault(
+        "return x * 2",
+        "y = x + x\ny[0, 1] = float('nan')\nreturn {'y': y}",
+        "mismatch",
+        "but should be nan",
+        "nan_in_the_truth",
+    ),
+    Fault("return x[:0] * 2", TRUTH, "error", "y.shape = [0, 4], but should be [1, 4]", "empty"),
+    Fault("return x.double() * 2", TRUTH, "error", "y.dtype = float64, but should be float32", "dtype"),
+    Fault("return x, x", TRUTH, "error", "the outputs are ['y']", "two_outputs"),
+    Fault("return x.mul_(2)", TRUTH, "error", "reference changed its input x", "input_overwritten"),
+    Fault("return x * 2", "return {'y': x.mul_(2)}", "error", "sum changed its input x", "truth_overwrites"),
+    Fault("return x * 2", "return {'z': x}", "error", "sum gives ['z']", "other_output"),
+    Fault("return x * 2", "return {}", "error", "sum gives []", "no_output"),
+    Fault("return x * 2", "return {'y': x[:, :1]}", "error", "sum: y.shape = [1, 1]", "shape_of_the_truth"),
+    Fault("raise KeyError('k')", TRUTH, "error", "KeyError: 'k'", "exception"),
+    Fault("raise MemoryError('4 GiB')", TRUTH, "oom", "4 GiB", "out_of_memory"),
+    Fault("return x * 2", "raise MemoryError('4 GiB')", "oom", "4 GiB", "truth_out_of_memory"),
+    Fault("return x * 2", "import no_such", "error", "ModuleNotFoundError", "import_error"),
+]
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory, pristine_double: dict[str, Any], writer_below: Any) -> Project:
+    """One run over a definition for each fault; torch is imported once."""
+    root = tmp_path_factory.mktemp("faults")
+    project = Project(root, pristine_double, writer_below(root))
+    (root / "test_double.py").write_text(TESTS.replace('"double_n4"', "None"))
+    for fault in FAULTS:
+        project.reference(fault.reference, 1, name=f"{fault.name}_n4")
+    project.truth(**{fault.name: fault.truth for fault in FAULTS})
+    project.run()
+    return project
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_fault_is_named_as_what_it_is(faulty: Project, fault: Fault) -> None:
+    outcome = faulty.records().outcomes[f"{fault.name}_n4-b1-sum"]
+
+    assert outcome.verdict.value == fault.verdict
+    assert fault.reason in outcome.reason
 
 
 def test_a_reference_that_changes_its_mind_is_nondeterministic(project: Project) -> None:
@@ -216,12 +250,10 @@ def test_a_worker_that_dies_is_a_crash_and_the_rest_runs(project: Project) -> No
 
 def test_interrupting_leaves_finished_records_readable_and_the_rest_not_run(project: Project) -> None:
     project.reference("time.sleep(60 if x.shape[0] == 3 else 0)\nreturn x * 2", 1, 3)
-    running = subprocess.Popen(
-        project.command(), cwd=project.root, env=project.variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _wait_for_outcomes(project.root, 6)
-    running.send_signal(signal.SIGINT)
-    running.wait(30)
+    with project.running() as running:
+        _wait_for_outcomes(project.root, 6)
+        running.send_signal(signal.SIGINT)
+        running.wait(30)
 
     run = project.records()
 
@@ -234,10 +266,9 @@ def test_interrupting_leaves_finished_records_readable_and_the_rest_not_run(proj
 
 def test_killing_the_run_leaves_what_it_owes_not_run(project: Project) -> None:
     project.reference("time.sleep(60 if x.shape[0] == 3 else 0)\nreturn x * 2", 1, 3)
-    running = subprocess.Popen(project.command(), cwd=project.root, env=project.variables, stdout=subprocess.DEVNULL)
-    _wait_for_outcomes(project.root, 6)
-    running.kill()
-    running.wait(30)
+    with project.running() as running:
+        _wait_for_outcomes(project.root, 6)
+        running.kill()
 
     run = project.records()
 
