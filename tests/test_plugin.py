@@ -151,7 +151,7 @@ def test_a_match_carries_its_numbers(project: Project) -> None:
     (comparison,) = outcome.comparisons
     assert comparison["output"] == "y"
     assert comparison["max_abs_error"] == 0
-    assert {"inputs", "reference", "truth", "compare"} >= set(outcome.seconds) >= {"truth", "compare"}
+    assert {"inputs", "reference", "source", "truth", "compare"} >= set(outcome.seconds) >= {"truth", "compare"}
     assert set(outcome.hashes) == {"inputs", "reference"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from refgrid.definition import DataSet, Definition, TensorSpec, Workload
 
@@ -77,6 +77,15 @@ def plan(dataset: DataSet, sources: Mapping[str, Collection[str]], selection: Se
             continue
         cases.extend(case for case in _cases(dataset, name, sources, selection) if _selected(case, selection))
     return cases
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """Comma-separated sizes; raises ValueError naming the legal ones."""
+    given = tuple(part.strip() for part in text.split(",") if part.strip())
+    for size in given:
+        if size not in SIZES:
+            raise ValueError(f"--test-sizes {size!r} is not known; legal values: {', '.join(SIZES)}")
+    return cast("tuple[Size, ...]", given)
 
 
 def op_of(definition: Definition, ops: Iterable[str]) -> str:

@@ -7,13 +7,13 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from refgrid.case import SIZES, Selection, Size, plan
+from refgrid.case import SIZES, Selection, Size, parse_sizes, plan
 from refgrid.definition import DataSet, DefinitionError, load_dataset
 from refgrid.sources import Sources
 
@@ -25,11 +25,10 @@ _name = click.option("--definition-name", multiple=True, metavar="N", help="Only
 
 def _sizes_of(_: click.Context, __: click.Parameter, text: str) -> tuple[Size, ...]:
     """Sizes, comma-separated, as the pytest option of the same name takes them."""
-    given = tuple(part.strip() for part in text.split(",") if part.strip())
-    for size in given:
-        if size not in SIZES:
-            raise click.BadParameter(f"{size!r} is not known; legal values: {', '.join(SIZES)}")
-    return cast("tuple[Size, ...]", given)
+    try:
+        return parse_sizes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 _SIZES_META = "|".join(SIZES)

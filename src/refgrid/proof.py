@@ -177,7 +177,8 @@ class Prover:
         return truth
 
     def _call_truth(self, bench: _Bench, case: Case, source: str) -> Tensors:
-        adapter = self.sources.adapter(source, case.op, self.device)
+        with self._timed("source"):  # once a process: import, probe, self-test, compilation
+            adapter = self.sources.adapter(source, case.op, self.device)
         constants = {name: bench.definition.constant(name) for name in _constants_of(adapter, bench.definition)}
         with self._timed("truth"):
             given = dict(self._on_copies(source, bench, lambda inputs: adapter(**inputs, **constants)))
