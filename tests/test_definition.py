@@ -138,6 +138,12 @@ def test_a_hidden_constant_is_read_from_the_reference(
         definition.constant("top_k")
 
 
+def test_a_tagged_constant_is_not_taken_from_the_text_under_test(double: dict[str, Any], write_definition: Any) -> None:
+    told = {**double, "tags": ["model:x", "eps:1e-06"], "reference": "EPS = 1e-1\ndef run(x): ..."}
+
+    assert read_definition(write_definition(told)).constant("eps") == 1e-6
+
+
 def test_shapes_follow_the_workload(double: dict[str, Any], write_definition: Any) -> None:
     double["inputs"]["scale"] = {"shape": None, "dtype": "float32"}
     double["reference"] = "def run(x, scale): ..."

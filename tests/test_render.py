@@ -185,7 +185,7 @@ def test_the_reference_holds_what_the_op_needs_and_no_more(tmp_path: Path) -> No
         "@torch.no_grad()\ndef run(x):\n    return double(x, shift=1.5)\n"
     )
     assert definition["description"] == "Doubles, shift 1.5. An odd 3."
-    assert definition["tags"] == ["stage:toy", "tp:2"]
+    assert definition["tags"] == ["stage:toy", "tp:2", "shift:1.5"]
     assert definition["inputs"] == {"x": {"shape": ["b", "n"], "dtype": "float32", "description": "some numbers"}}
 
 

@@ -6,6 +6,7 @@ A broken file becomes a `DefinitionError` in `DataSet.broken` and stops nobody e
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -132,15 +133,22 @@ class Definition:
         return bool(spec.shape) and all(self.axes[axis].type == "const" for axis in spec.shape or ())
 
     def constant(self, name: str) -> Any:
-        """A literal that the definition fixes though no shape shows it: a const axis, or `eps` in the reference's text.
+        """A literal that the definition fixes though no shape shows it, such as `eps`.
 
-        Raises DefinitionError when the definition does not say it.
+        A const axis, else a tag `eps:1e-06`, else a literal of that name in the reference's text: a last resort of
+        data sets without such tags, since a reference must not tell its own truth. Raises DefinitionError when none
+        says it.
         """
         if name in self.axes and self.axes[name].value is not None:
             return self.axes[name].value
+        for tag in self.tags:
+            if tag.startswith(f"{name}:"):
+                return ast.literal_eval(tag.removeprefix(f"{name}:"))
         if name.lower() in self._literals:
             return self._literals[name.lower()]
-        raise DefinitionError(self.file, "reference", f"does not say {name}: no const axis and no literal of that name")
+        raise DefinitionError(
+            self.file, "reference", f"does not say {name}: no const axis, no tag and no literal of that name"
+        )
 
     @property
     def file(self) -> str:

@@ -134,7 +134,7 @@ def _definition(
         "name": _filled(family["name"], values, label, "name"),
         "op_type": family["op_type"],
         "description": _filled(description, values, label, "description"),
-        "tags": [*family["tags"].split(), *size.get("tags", "").split()],
+        "tags": [*family["tags"].split(), *size.get("tags", "").split(), *_told(constants)],
         "axes": axes,
         "constraints": family.get("constraints", []),
         "inputs": inputs,
@@ -160,6 +160,11 @@ def _axes(family: Mapping[str, Any], size: Mapping[str, Any], label: str) -> dic
         if key not in legal:
             raise RenderError(label, f"sizes.{key}", f"is neither a const axis nor one of {sorted(legal)}")
     return axes
+
+
+def _told(constants: Mapping[str, Any]) -> list[str]:
+    """Constants as tags, so that a ground truth need not take them from the very text that is under test."""
+    return [f"{name}:{value!r}" for name, value in constants.items()]
 
 
 def _constants(family: Mapping[str, Any], size: Mapping[str, Any], label: str) -> dict[str, Any]:
