@@ -30,6 +30,8 @@ VENVS = {name: entry for name, entry in ENVIRONMENTS.items() if entry["kind"] ==
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth"]
 
+# In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
+NEEDS_TORCH = r"import torch|importorskip|refgrid\.(proof|compare|inputs|normal)|\"-m\", \"pytest\""
 # A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.
 CRASH_SAFE = ["--dist=load", "--max-worker-restart=10000"]
 
@@ -224,7 +226,7 @@ def _machines(entry: dict[str, Any]) -> list[str]:
 def _torch_free_tests(session: nox.Session) -> list[str]:
     """The test files that neither import torch nor run cases; the others are named, not dropped in silence."""
     files = sorted((ROOT / "tests").glob("test_*.py"))
-    needy = {file for file in files if re.search(r"import torch|importorskip|\"-m\", \"pytest\"", file.read_text())}
+    needy = {file for file in files if re.search(NEEDS_TORCH, file.read_text())}
     session.log(f"without torch, so not here: {', '.join(sorted(file.name for file in needy))}")
     return [str(file.relative_to(ROOT)) for file in files if file not in needy]
 
