@@ -37,6 +37,7 @@ def _set(*path: str, value: Any) -> Damage:
             _set("outputs", value={"x": {"shape": [], "dtype": "int8"}}), "outputs.x", "also an input", id="overlap"
         ),
         pytest.param(_set("reference", value="def run(x:"), "reference", "does not parse", id="syntax"),
+        pytest.param(_set("reference", value="x = '\0'"), "reference", "does not parse", id="null byte"),
         pytest.param(_set("reference", value="def go(x): ..."), "reference", "no top-level function run", id="no run"),
         pytest.param(_set("reference", value="def run(z): ..."), "reference", "run takes ['z']", id="parameters"),
         pytest.param(_set("reference", value="def run(*x): ..."), "reference", "run takes []", id="variadic"),
@@ -105,6 +106,26 @@ def test_a_broken_workload_names_its_line(
 
     assert error.field == field
     assert error.name == "double_n4"
+
+
+def test_workloads_that_are_no_text_stop_nobody_else(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path
+) -> None:
+    write_definition(double, 1)
+    write_definition({**double, "name": "double_n5"}, 1)
+    (tmp_path / "workloads" / "double" / "double_n5.jsonl").write_bytes(b"\xff\xfe")
+
+    dataset = load_dataset(tmp_path)
+
+    assert list(dataset.definitions) == ["double_n4"]
+    assert [(error.name, error.field) for error in dataset.broken] == [("double_n5", "file")]
+
+
+def test_a_constant_whose_tag_is_no_literal_is_named(double: dict[str, Any], write_definition: Any) -> None:
+    definition = read_definition(write_definition({**double, "tags": ["eps:tiny"]}))
+
+    with pytest.raises(DefinitionError, match=r"tags: 'eps:tiny' should end in a Python literal"):
+        definition.constant("eps")
 
 
 def test_a_workload_name_stands_once(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> None:

@@ -695,3 +695,18 @@ def test_what_flashinfer_refuses_is_unsupported(
 
     with pytest.raises(expected, match=str(raised)):
         decode(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        pytest.param("Unsupported group_size: 5", True, id="size"),
+        pytest.param("head_dim 512 is not supported", True, id="not supported"),
+        pytest.param("CUDA error: operation not supported", False, id="driver"),
+        pytest.param("CUBLAS_STATUS_NOT_SUPPORTED, feature not supported", False, id="cublas"),
+        pytest.param("nvcc fatal: Unsupported gpu architecture", False, id="compiler"),
+        pytest.param("an illegal memory access was encountered", False, id="fault"),
+    ],
+)
+def test_only_a_refusal_in_words_is_unsupported(words: str, refusal: bool) -> None:
+    assert groundtruth._is_refusal(RuntimeError(words)) is refusal

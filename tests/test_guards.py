@@ -5,11 +5,14 @@ The fault is a change of the published text, proven against the torch source on 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from refgrid.case import Case
 from refgrid.definition import DataSet, load_dataset
@@ -108,3 +111,22 @@ def test_an_output_cut_short_is_an_error_of_shape(dataset: DataSet) -> None:
         prove(dataset, NORM, "return y.to(hidden_states.dtype)", "return y[:0].to(hidden_states.dtype)")
 
     assert caught.value.verdict is Verdict.ERROR
+
+
+def test_a_truth_that_fails_half_way_leaves_no_damaged_weight_to_others(dataset: DataSet) -> None:
+    name, workload = GEMM
+    case = Case(name, "gemm", "gemm", workload, "numerics", "spoiler")
+
+    def adapter(source: str, _op: str, _device: str) -> Callable[..., dict[str, torch.Tensor]]:
+        def spoiler(A: torch.Tensor, B: torch.Tensor) -> Any:  # noqa: N803 - the definition's names
+            B.zero_()
+            raise RuntimeError(f"{A.shape[0]} rows are too many")
+
+        return spoiler if source == "spoiler" else lambda A, B: {"C": torch.nn.functional.linear(A, B)}  # noqa: N803
+
+    table = tuple(SimpleNamespace(name=each, ops=("gemm",)) for each in ("spoiler", "sound"))
+    prover = Prover(dataset, Sources((SimpleNamespace(SOURCES=table, adapter=adapter),)), "cpu")
+
+    with pytest.raises(RuntimeError, match="too many"):
+        prover.prove(case)
+    prover.prove(replace(case, source="sound"))

@@ -18,7 +18,7 @@ from refgrid.cell import Cell, Row
 from refgrid.environment import Environment
 from refgrid.matrix import Matrix, build, print_matrix, to_dict, write_files
 from refgrid.reason import without_numbers
-from refgrid.record import Header, Outcome, Run, Verdict
+from refgrid.record import BY_HAND, Header, Outcome, Run, Verdict
 
 CPU = Environment(
     "cpu", "cpu", "3.11.9", "linux x86_64", "2.13.0", None, None, None, None, 0, {"transformers": "4.57.1"}
@@ -187,6 +187,11 @@ class TestWhatStands:
         runs = [run({case(): Verdict.MATCH}, started=OLD), run({case(): Verdict.MISMATCH}, started=NEW)]
 
         assert build(runs).exit_code == 1
+
+    def test_a_tolerance_set_by_hand_is_said(self) -> None:
+        given = run({case(): (Verdict.MATCH, BY_HAND.format("1"))}, started=NEW)
+
+        assert build([given]).columns[0].notes == ("1 outcome under a tolerance set by hand, not the table's",)
 
     def test_an_empty_newer_run_replaces_nothing(self) -> None:
         matrix = build([run(all_are(Verdict.MATCH, cases(2)), started=OLD, name="old"), run({}, started=NEW)])

@@ -187,6 +187,9 @@ FAULTS = [
     Fault("raise KeyError('k')", TRUTH, "error", "KeyError: 'k'", "exception"),
     Fault("raise MemoryError('4 GiB')", TRUTH, "oom", "4 GiB", "out_of_memory"),
     Fault("return x * 2", "raise MemoryError('4 GiB')", "oom", "4 GiB", "truth_out_of_memory"),
+    Fault(
+        "return x * 2", "raise Unavailable('match', 'all is well')", "error", "Unavailable", "truth_that_claims_a_match"
+    ),
     Fault("return x * 2", "import no_such", "error", "ModuleNotFoundError", "import_error"),
 ]
 
@@ -331,6 +334,7 @@ def test_a_class_may_set_its_sizes_and_tolerance(project: Project) -> None:
 
     assert {outcome.case.workload for outcome in project.records().accounted()} == {"b1"}
     assert project.outcome("b1-sum").verdict is Verdict.MATCH
+    assert "tolerance set to 1 by hand" in project.outcome("b1-sum").reason
 
 
 def test_broken_definitions_are_one_error_row_each(project: Project) -> None:

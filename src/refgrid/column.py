@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from refgrid.environment import Environment
-from refgrid.record import Outcome, Run, Verdict
+from refgrid.record import BY_HAND, Outcome, Run, Verdict
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,9 @@ def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], gone: set[str]
         yield from _unfinished(run, standing)
         if run is not newest:
             yield from _older(run, standing, newest)
+    by_hand = sum(BY_HAND.partition("{}")[0] in entry.outcome.reason for entry in standing.values())
+    if by_hand:
+        yield f"{_count(by_hand, 'outcome')} under a tolerance set by hand, not the table's"
     if gone:
         left_out = _count(len(gone), "older outcome")
         yield f"{left_out} left out: the definition's file was broken since, or has been mended"

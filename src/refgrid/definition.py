@@ -143,12 +143,18 @@ class Definition:
             return self.axes[name].value
         for tag in self.tags:
             if tag.startswith(f"{name}:"):
-                return ast.literal_eval(tag.removeprefix(f"{name}:"))
+                return self._tagged(tag)
         if name.lower() in self._literals:
             return self._literals[name.lower()]
         raise DefinitionError(
             self.file, "reference", f"does not say {name}: no const axis, no tag and no literal of that name"
         )
+
+    def _tagged(self, tag: str) -> Any:
+        try:
+            return ast.literal_eval(tag.partition(":")[2])
+        except (SyntaxError, ValueError) as error:
+            raise DefinitionError(self.file, "tags", f"{tag!r} should end in a Python literal") from error
 
     @property
     def file(self) -> str:
@@ -222,7 +228,7 @@ def read_workloads(root: Path, definition: Definition) -> tuple[Workload, ...]:
     if not path.exists():
         return ()
     found: dict[str, Workload] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             parsed = _WORKLOAD.validate_json(line)
         except ValidationError as error:
@@ -231,6 +237,13 @@ def read_workloads(root: Path, definition: Definition) -> tuple[Workload, ...]:
         _check_workload(path, number, definition, parsed, found)
         found[parsed.workload.uuid] = parsed.workload
     return tuple(found.values())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefinitionError(path, "file", f"cannot be read: {error}") from error
 
 
 def _check_workload(

@@ -21,10 +21,10 @@ from refgrid.definition import DataSet, DefinitionError, load_dataset
 from refgrid.expected import ExpectedError, ExpectedFailures, load_expected
 from refgrid.finding import judge
 from refgrid.generate import definitions_with_tests
-from refgrid.record import Verdict
+from refgrid.record import BY_HAND, Verdict
 from refgrid.recorder import Recorder
 from refgrid.sources import Sources
-from refgrid.tolerance import Tolerance, tolerance_of
+from refgrid.tolerance import tolerance_of
 
 if TYPE_CHECKING:
     from refgrid.proof import Prover
@@ -136,8 +136,7 @@ class Grid:
         _share_cores()
         from refgrid.proof import Prover
 
-        bound = self._config.getoption("--tolerance")
-        return Prover(self.dataset, self.sources, self.device, None if bound is None else tolerance_of(bound))
+        return Prover(self.dataset, self.sources, self.device)
 
     def cases_for(self, contract: type[ReferenceContract], method: str, file: Path) -> list[Case]:
         """The cases of one method of one test class, limited to the sizes asked for."""
@@ -189,7 +188,8 @@ def prove(request: pytest.FixtureRequest) -> Prove:
         found: dict[str, Any] = {}
         request.node.stash[_FOUND] = found
         try:
-            proof = prover.prove(case, _own_tolerance(request))
+            bound = _bound_by_hand(request)
+            proof = prover.prove(case, None if bound is None else tolerance_of(bound))
         except Exception as error:
             found["error"] = error
             verdict, reason = judge(error)
@@ -198,7 +198,7 @@ def prove(request: pytest.FixtureRequest) -> Prove:
             raise
         finally:
             found.update(seconds=prover.seconds, hashes=prover.hashes)
-        found.update(comparisons=proof.comparisons, reason=_noted(proof.note, request.config))
+        found.update(comparisons=proof.comparisons, reason=_noted(proof.note, _bound_by_hand(request)))
 
     return run
 
@@ -255,16 +255,14 @@ def _colour(report: pytest.TestReport, item: pytest.Item, verdict: Verdict, reas
         report.longrepr = f"{verdict.value}: {reason}\n\n{report.longrepr}"
 
 
-def _own_tolerance(request: pytest.FixtureRequest) -> Tolerance | None:
-    own = cast("type[ReferenceContract]", request.cls).tolerance
-    if own is None or request.config.getoption("--tolerance") is not None:
-        return None
-    return tolerance_of(own)
+def _bound_by_hand(request: pytest.FixtureRequest) -> float | None:
+    """What replaces the table of tolerances: the option, else the class's own; None where the table holds."""
+    bound = request.config.getoption("--tolerance")
+    return cast("type[ReferenceContract]", request.cls).tolerance if bound is None else cast(float, bound)
 
 
-def _noted(note: str, config: pytest.Config) -> str:
-    bound = config.getoption("--tolerance")
-    return "; ".join(part for part in (note, "" if bound is None else f"tolerance set to {bound:g} by hand") if part)
+def _noted(note: str, bound: float | None) -> str:
+    return "; ".join(part for part in (note, "" if bound is None else BY_HAND.format(f"{bound:g}")) if part)
 
 
 def _is_contract(cls: type | None) -> bool:

@@ -50,10 +50,10 @@ class _Bench:
 
 
 class Prover:
-    """Proves cases on one device ("cpu" or "cuda"); `tolerance` replaces the table where it is given."""
+    """Proves cases on one device, "cpu" or "cuda"."""
 
-    def __init__(self, dataset: DataSet, sources: Sources, device: str, tolerance: Tolerance | None = None) -> None:
-        self.dataset, self.sources, self.device, self.tolerance = dataset, sources, device, tolerance
+    def __init__(self, dataset: DataSet, sources: Sources, device: str) -> None:
+        self.dataset, self.sources, self.device = dataset, sources, device
         self.seconds: dict[str, float] = {}
         self.hashes: dict[str, str] = {}
         self._key: tuple[str, str, int] | None = None
@@ -63,6 +63,8 @@ class Prover:
 
     def prove(self, case: Case, tolerance: Tolerance | None = None) -> Proof:
         """Check one case; returns what was measured, raises Finding when the case does not match.
+
+        `tolerance` replaces the table.
 
         Raises DefinitionError for a file that cannot be used, an exception with `verdict` and `reason` for a
         source that cannot serve here, and whatever the reference or the library raises.
@@ -76,7 +78,7 @@ class Prover:
             "agreement": self._agreement,
             "determinism": self._determinism,
         }
-        return checks[case.check](case, tolerance or self.tolerance)
+        return checks[case.check](case, tolerance)
 
     def _definition(self, case: Case, _: Tolerance | None) -> Proof:
         for error in self.dataset.broken:
@@ -138,11 +140,11 @@ class Prover:
         """Inputs of the case's workload, drawn once for all its cases."""
         key = (case.definition, case.workload, case.seed)
         if self._key != key or self._bench is None:
+            if self._key is None or self._key[0] != case.definition:
+                self._weights.clear()
             self._key, self._bench = None, None  # let go of the last workload's memory before drawing the next
             _give_back_memory()
             definition = self.dataset.definitions[case.definition]
-            if self._run and self._run[0] != definition.name:
-                self._weights.clear()
             workload = next(w for w in self.dataset.workloads[case.definition] if w.uuid == case.workload)
             with self._timed("inputs"):
                 inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root)
@@ -220,9 +222,13 @@ class Prover:
     def _on_copies(self, who: str, bench: _Bench, call: Callable[[Mapping[str, Any]], Any]) -> Any:
         """Call with copies at fresh addresses; whoever writes into its inputs is an error."""
         copies = {name: self._copy(bench, name, value) for name, value in bench.inputs.tensors.items()}
-        result = call(copies)
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        try:
+            result = call(copies)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+        except Exception:
+            self._weights.clear()  # what failed half way may have written into the copy that others would get
+            raise
         for name, value in bench.inputs.tensors.items():
             if isinstance(value, torch.Tensor) and not _same_bits(value, copies[name]):
                 self._weights.clear()
@@ -243,8 +249,10 @@ class Prover:
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
 
 def _give_back_memory() -> None:

@@ -110,6 +110,10 @@ class Run:
         return replace(self, outcomes=outcomes)
 
 
+# How an outcome says that the table of tolerances did not hold for it; the matrix counts these.
+BY_HAND = "tolerance set to {} by hand"
+
+
 class RecordError(RuntimeError):
     """Records cannot be written or read: names the file and the reason."""
 

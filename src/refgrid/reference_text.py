@@ -14,6 +14,9 @@ def faults(text: str, inputs: Collection[str]) -> Iterator[str]:
     except SyntaxError as error:
         yield f"does not parse: {error.msg} at line {error.lineno}"
         return
+    except ValueError as error:  # a null byte, before Python 3.12
+        yield f"does not parse: {error}"
+        return
     runs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
     if not runs:
         yield "has no top-level function run"
@@ -37,6 +40,6 @@ def is_expression(text: str) -> bool:
     """Whether a constraint is one Python expression."""
     try:
         ast.parse(text, mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return False
     return True

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # A library that declines a size or a dtype says so in words like these; any other exception is a fault.
 _REFUSAL = re.compile(r"unsupported|not support|only support|not implemented for", re.IGNORECASE)
 _BUILD = re.compile(r"ninja|nvcc|compilation|CUDA_HOME|cuda_home|failed to build", re.IGNORECASE)
+_FAULT = re.compile(r"CUDA (driver |runtime )?error|cuda(Error|_ERROR)|CUBLAS_STATUS|CUDNN_STATUS", re.IGNORECASE)
 _FOLDERS = re.compile(r"(?<![\w:/.])/(?:[\w.+-]+/)+")
 _NO_COMPILER = re.compile(r"could not find nvcc|nvcc\S*: not found|no such file.*(nvcc|ninja)", re.IGNORECASE)
 
@@ -264,7 +265,7 @@ def _bound(source: Source, op: str) -> Adapter:
 
 
 def _is_refusal(error: Exception) -> bool:
-    if _BUILD.search(str(error)):  # a compiler calls things unsupported too
+    if _BUILD.search(str(error)) or _FAULT.search(str(error)):  # compilers and drivers call things unsupported too
         return False
     return isinstance(error, NotImplementedError) or bool(_REFUSAL.search(str(error)))
 
