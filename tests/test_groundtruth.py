@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -16,20 +17,17 @@ import pytest
 import torch
 
 import refgrid_groundtruth as groundtruth
+from refgrid.case import op_of
+from refgrid.definition import load_dataset
 from refgrid_groundtruth import SOURCES, Source, Unavailable, paged, selftest
+from refgrid_groundtruth.table import FAMILY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-PAGED = ("kv_indptr", "kv_indices", "kv_last_page_len", "sm_scale")
-INPUTS = {
-    "rmsnorm": ("hidden_states", "weight"),
-    "fused_add_rmsnorm": ("hidden_states", "residual", "weight"),
-    "gemm": ("A", "B"),
-    "gqa_paged_decode": ("q", "k_cache", "v_cache", *PAGED),
-    "gqa_paged_prefill_causal": ("q", "k_cache", "v_cache", "qo_indptr", *PAGED),
-}
+DATASET = load_dataset(Path(__file__).parents[1])
+ALL = [(source, op) for source in SOURCES for op in source.ops]
 NAMED = {source.name: source for source in SOURCES}
 ON_CPU = [(source.name, op) for source in SOURCES if "cpu" in source.devices for op in source.ops]
 
@@ -55,7 +53,7 @@ def refusal(source: str, op: str = "rmsnorm", device: str = "cpu") -> Unavailabl
     ("module", "loads"),
     [
         pytest.param("refgrid_groundtruth", [], id="the table imports nothing"),
-        pytest.param("refgrid_groundtruth.torch", ["torch"], id="an adapter does, and the check notices"),
+        pytest.param("refgrid_groundtruth.torch.norm", ["torch"], id="an adapter does, and the check notices"),
     ],
 )
 def test_importing_the_table_imports_no_library(module: str, loads: list[str]) -> None:
@@ -68,33 +66,42 @@ def test_importing_the_table_imports_no_library(module: str, loads: list[str]) -
     assert told.stdout.strip() == str(loads), told.stderr
 
 
+def function_of(source: Source, op: str) -> ast.FunctionDef:
+    """The adapter as written: its library need not be installed."""
+    file = Path(groundtruth.__path__[0], source.folder, f"{FAMILY[op]}.py")
+    named = {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert op in named, f"{file} has no function {op}"
+    return named[op]
+
+
+@pytest.mark.parametrize(("source", "op"), ALL, ids=[f"{source.name}-{op}" for source, op in ALL])
+def test_an_adapter_takes_every_input_of_every_definition_of_its_op(source: Source, op: str) -> None:
+    arguments = function_of(source, op).args
+    names = [a.arg for a in (*arguments.args, *arguments.kwonlyargs)]
+    optional = {a.arg for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is not None}
+    optional |= {a.arg for a in arguments.args[len(arguments.args) - len(arguments.defaults) :]}
+    served = [d for d in DATASET.definitions.values() if op_of(d, FAMILY) == op]
+
+    assert served, f"no definition is of {op}"
+    for definition in served:
+        assert set(definition.inputs) <= set(names), definition.name
+        for constant in set(names) - optional - set(definition.inputs):
+            definition.constant(constant)
+    assert set(source.options.get(op, {})) <= optional | {a.arg for a in arguments.kwonlyargs}
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_every_op_of_a_source_has_a_function_with_the_inputs_in_order(
-    source: Source, request: pytest.FixtureRequest
-) -> None:
-    if source.library == "flashinfer":
-        request.getfixturevalue("flashinfer")
-    module = importlib.import_module(f"refgrid_groundtruth.{source.library}")
-
-    for op in source.ops:
-        parameters = inspect.signature(getattr(module, op)).parameters.values()
-        names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD or p.name == "sm_scale"]
-        assert tuple(names) == INPUTS[op]
-        assert set(source.options.get(op, {})) <= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_what_a_source_needs_is_what_its_module_calls(source: Source) -> None:
-    file = Path(groundtruth.__path__[0], f"{source.library}.py")
-    text = file.read_text()
-
-    for path in {path for paths in source.needs.values() for path in paths}:
-        assert path.rpartition(".")[2] in text, f"{file} never names {path}"
+def test_what_a_source_needs_is_what_its_modules_call(source: Source) -> None:
+    for op, paths in source.needs.items():
+        file = Path(groundtruth.__path__[0], source.folder, f"{FAMILY[op]}.py")
+        for path in paths:
+            assert path.rpartition(".")[2] in file.read_text(), f"{file} never names {path}"
 
 
 def test_names_are_unique_and_every_op_has_a_self_test() -> None:
     assert len(NAMED) == len(SOURCES)
-    assert {op for source in SOURCES for op in source.ops} == set(selftest.CASES) == set(INPUTS)
+    assert {op for source in SOURCES for op in source.ops} == set(FAMILY)
+    assert all(selftest.answer(op) for op in FAMILY)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +202,7 @@ def test_a_device_that_a_source_does_not_serve_is_unsupported(install: Callable[
 
 @pytest.mark.parametrize("wrong", ["value", "nan", "shape", "dtype", "name", "nothing"])
 def test_a_wrong_answer_in_the_self_test_is_an_error(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    module = importlib.import_module("refgrid_groundtruth.torch")
+    module = importlib.import_module("refgrid_groundtruth.torch.norm")
     right = module.rmsnorm
     spoil: dict[str, Callable[[torch.Tensor], dict[str, torch.Tensor]]] = {
         "value": lambda x: {"output": x * 1.25},
@@ -233,7 +240,7 @@ def test_a_wrong_answer_in_the_self_test_is_an_error(monkeypatch: pytest.MonkeyP
 def test_the_self_test_of_attention_notices(
     monkeypatch: pytest.MonkeyPatch, op: str, spoil: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
-    module = importlib.import_module("refgrid_groundtruth.torch")
+    module = importlib.import_module("refgrid_groundtruth.torch.gqa")
     right = getattr(module, op)
     monkeypatch.setattr(module, op, lambda **inputs: right(**spoil(inputs)))
 
@@ -241,7 +248,7 @@ def test_the_self_test_of_attention_notices(
 
 
 def test_the_self_test_notices_an_lse_in_base_e(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("refgrid_groundtruth.torch")
+    module = importlib.import_module("refgrid_groundtruth.torch.gqa")
     right = module.gqa_paged_decode
     monkeypatch.setattr(module, "gqa_paged_decode", lambda **x: {**right(**x), "lse": right(**x)["lse"] * math.log(2)})
 
@@ -272,7 +279,7 @@ def test_an_exception_in_the_self_test_is_told_by_what_it_is(
         calls.append(inputs)
         raise raised
 
-    monkeypatch.setattr(importlib.import_module("refgrid_groundtruth.torch"), "rmsnorm", fail)
+    monkeypatch.setattr(importlib.import_module("refgrid_groundtruth.torch.norm"), "rmsnorm", fail)
 
     assert refusal("torch").verdict == verdict
     assert words in refusal("torch").reason
@@ -311,7 +318,7 @@ def test_the_compiler_is_looked_for_where_cuda_is(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_warning_of_a_library_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("refgrid_groundtruth.torch")
+    module = importlib.import_module("refgrid_groundtruth.torch.gemm")
     right = module.gemm
 
     def warn(A: torch.Tensor, B: torch.Tensor) -> Any:  # noqa: N803
@@ -370,7 +377,7 @@ def test_gemm_multiplies_by_the_transpose_and_leaves_the_setting_as_it_was() -> 
 
 def test_gemm_sums_in_float32_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    module = importlib.import_module("refgrid_groundtruth.torch")
+    module = importlib.import_module("refgrid_groundtruth.torch.gemm")
     matmul = torch.backends.cuda.matmul
     monkeypatch.setattr(
         module.functional, "linear", lambda *_: seen.append(matmul.allow_fp16_reduced_precision_reduction)
@@ -543,7 +550,7 @@ class Wrapper:
     def run(self, q: torch.Tensor, caches: tuple[torch.Tensor, torch.Tensor], *, return_lse: bool) -> Any:
         assert return_lse
         called = self.called
-        truth = importlib.import_module("refgrid_groundtruth.torch")
+        truth = importlib.import_module("refgrid_groundtruth.torch.gqa")
         rows = torch.arange(len(q) + 1, dtype=torch.int32)
         given = truth.gqa_paged_prefill_causal(
             q, *caches, called.get("qo_indptr", rows), called["indptr"], called["indices"], called["last_page_len"],
@@ -570,13 +577,8 @@ def flashinfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flashinfer-python\nVersion: 0.6.12\n")
     for name in ("__init__", "norm", "decode", "prefill"):
         (package / f"{name}.py").touch()
-    names = (
-        "flashinfer",
-        "flashinfer.norm",
-        "flashinfer.decode",
-        "flashinfer.prefill",
-        "refgrid_groundtruth.flashinfer",
-    )
+    names = ["flashinfer", "flashinfer.norm", "flashinfer.decode", "flashinfer.prefill"]
+    names += [f"refgrid_groundtruth.flashinfer.{family}" for family in ("norm", "gqa")]
     held = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     monkeypatch.syspath_prepend(str(tmp_path))
     norm, decode, prefill = (importlib.import_module(name) for name in names[1:4])
@@ -585,7 +587,7 @@ def flashinfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     vars(prefill).update(BatchPrefillWithPagedKVCacheWrapper=Wrapper)
     here = [dataclasses.replace(source, devices=("cpu",)) for source in SOURCES if source.library == "flashinfer"]
     monkeypatch.setattr(groundtruth, "SOURCES", tuple(here))
-    module = importlib.import_module("refgrid_groundtruth.flashinfer")
+    module = importlib.import_module("refgrid_groundtruth.flashinfer.gqa")
     monkeypatch.setattr(module, "WORKSPACE_BYTES", 1024)
     yield module
     for name in names:
@@ -593,7 +595,8 @@ def flashinfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     sys.modules.update(held)
 
 
-FLASHINFER = [(source.name, op) for source in SOURCES if source.library == "flashinfer" for op in source.ops]
+DOUBLED = ("norm", "gqa")
+FLASHINFER = [(s.name, op) for s, op in ALL if s.library == "flashinfer" and FAMILY[op] in DOUBLED]
 
 
 @pytest.mark.usefixtures("flashinfer")
@@ -602,11 +605,13 @@ def test_flashinfer_passes_its_self_test_through_the_double(source: str, op: str
     assert callable(groundtruth.adapter(source, op, "cpu"))
 
 
-def test_flashinfer_norms_work_on_copies(flashinfer: ModuleType) -> None:
+@pytest.mark.usefixtures("flashinfer")
+def test_flashinfer_norms_work_on_copies() -> None:
+    norm = importlib.import_module("refgrid_groundtruth.flashinfer.norm")
     x, residual, weight = torch.ones(2, 8), torch.full((2, 8), 2.0), torch.full((8,), 4.0)
 
     given = unchanged(
-        lambda **inputs: flashinfer.fused_add_rmsnorm(**inputs, eps=7.0),
+        lambda **inputs: norm.fused_add_rmsnorm(**inputs, eps=7.0),
         hidden_states=x,
         residual=residual,
         weight=weight,
@@ -614,7 +619,7 @@ def test_flashinfer_norms_work_on_copies(flashinfer: ModuleType) -> None:
 
     assert given["output"].tolist() == [[3.0] * 8] * 2
     assert given["residual_out"].tolist() == [[3.0] * 8] * 2
-    assert flashinfer.rmsnorm(given["residual_out"], weight, eps=7.0)["output"].tolist() == [[3.0] * 8] * 2
+    assert norm.rmsnorm(given["residual_out"], weight, eps=7.0)["output"].tolist() == [[3.0] * 8] * 2
 
 
 @pytest.mark.usefixtures("flashinfer")

@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from refgrid import inputs as module
-from refgrid import normal
 from refgrid.definition import Axis, Definition, DefinitionError, InputSpec, TensorSpec, Workload
-from refgrid.inputs import Inputs, make_inputs
+from refgrid.inputs import Inputs, make_inputs, normal, plain
+from refgrid.inputs import drawing as module
 
 RANDOM = InputSpec("random")
 
@@ -252,6 +251,31 @@ class TestWeights:
         assert not torch.equal(
             tensor(make(NORM, {"batch": 2}), "weight"), tensor(make(NORM, {"batch": 2}, seed=1), "weight")
         )
+
+
+class TestLargeWeights:
+    LARGE = definition({"x": (["m", "k"], "float16"), "w": (["n", "k"], "float16")}, {"n": 40, "k": 8})
+
+    @pytest.fixture(autouse=True)
+    def _period(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plain, "PERIOD", 97)
+
+    def test_repeat_their_first_numbers_and_no_row(self) -> None:
+        w = tensor(make(self.LARGE, {"m": 1}), "w")
+
+        assert torch.equal(w.flatten()[97 : 2 * 97], w.flatten()[:97])
+        assert torch.equal(w.flatten()[3 * 97 :], w.flatten()[: 320 - 3 * 97])
+        assert len({tuple(row.tolist()) for row in w}) == 40
+
+    def test_are_hashed_with_their_shape(self) -> None:
+        wider = definition({"x": (["m", "k"], "float16"), "w": (["n", "k"], "float16")}, {"n": 80, "k": 8})
+
+        assert make(self.LARGE, {"m": 1}).hash != make(wider, {"m": 1}).hash
+
+    def test_what_grows_with_the_workload_is_drawn_whole(self) -> None:
+        x = tensor(make(self.LARGE, {"m": 40}), "x").flatten()
+
+        assert not torch.equal(x[97 : 2 * 97], x[:97])
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,6 @@ odd = "An odd {n}."
 [[family]]
 op = "double"
 op_type = "toy"
-module = "toy"
 name = "double_n{n}"
 description = "Doubles, shift {shift}."
 tags = "stage:toy"
@@ -76,7 +76,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('rendering imports nothing')\n")
     (folder / "toy.py").write_text(MODULE)
-    (folder / "definitions.toml").write_text(TABLE)
+    (folder / "toy.toml").write_text(TABLE)
     monkeypatch.syspath_prepend(str(folder.parent))
     return folder
 
@@ -212,7 +212,6 @@ def test_stale_names_what_differs_is_missing_and_is_left_over(toy: Path, tmp_pat
     [
         ('op = "double"\n', "", "op", "is missing"),
         ('op = "double"\n', 'op = "treble"\n', "op", "has no function treble"),
-        ('module = "toy"', 'module = "toys"', "module", "toys.py"),
         ("{ n = 4 }", "{ m = 4 }", "sizes.n", "is None but should be a positive integer"),
         ("{ n = 4 }", "{ n = 4, m = 1 }", "sizes.m", "is neither a const axis nor"),
         ("{ n = 4 }", "{ n = true }", "sizes.n", "is True but should be"),
@@ -233,7 +232,7 @@ def test_a_broken_row_is_an_error_that_names_it(
     toy: Path, tmp_path: Path, old: str, new: str, field: str, reason: str
 ) -> None:
     assert old in TABLE
-    (toy / "definitions.toml").write_text(TABLE.replace(old, new, 1))
+    (toy / "toy.toml").write_text(TABLE.replace(old, new, 1))
     with pytest.raises(RenderError) as raised:
         render("toy_references", tmp_path)
     assert raised.value.field == field
@@ -241,9 +240,50 @@ def test_a_broken_row_is_an_error_that_names_it(
     assert not (tmp_path / "definitions").exists(), "nothing is written when a row is broken"
 
 
-def test_an_op_that_needs_another_module_is_an_error(toy: Path, tmp_path: Path) -> None:
-    (toy / "toy.py").write_text(MODULE.replace("FACTOR = 2", "from toy_references.two import FACTOR"))
-    with pytest.raises(RenderError, match="an excerpt holds one module only"):
+def test_an_op_may_need_a_sibling_module(toy: Path, tmp_path: Path) -> None:
+    module = MODULE.replace("FACTOR = 2", "from toy_references.two import scaled")
+    (toy / "toy.py").write_text(module.replace("return FACTOR * x", "return scaled(x)"))
+    (toy / "two.py").write_text(
+        "import math\nimport torch\n\nTWO = math.sqrt(4)\n\n\ndef scaled(x):\n    return TWO * x\n"
+    )
+    text = load(render("toy_references", tmp_path)[0])["reference"]
+
+    namespace: dict[str, Any] = {}
+    exec(text, namespace)
+    assert "toy_references" not in text
+    assert text.index("def times") < text.index("def scaled") < text.index("def run")
+    assert namespace["run"](torch.ones(1, 3)).tolist() == [[3.5] * 3]
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("from toy_references.two import FACTOR", "toy.py imports from two: No such file"),
+        ("from toy_references import FACTOR", "should be 'from toy_references.<module> import <name>'"),
+        ("from .other import FACTOR", "should be 'from toy_references.<module> import <name>'"),
+        ("from toy_references.other import TWO as FACTOR", "should be 'from toy_references.<module> import <name>'"),
+        ("import toy_references.other as FACTOR", "should be 'from toy_references.<module> import <name>'"),
+        ("from toy_references.other import FACTOR", "needs two things called times: toy.py, other.py"),
+    ],
+)
+def test_an_import_that_an_excerpt_cannot_follow_is_an_error(
+    toy: Path, tmp_path: Path, statement: str, reason: str
+) -> None:
+    (toy / "toy.py").write_text(MODULE.replace("FACTOR = 2", statement))
+    (toy / "other.py").write_text("import torch\n\ntimes = 3\nFACTOR = 2 * times\n")
+    with pytest.raises(RenderError, match=re.escape(reason)):
+        render("toy_references", tmp_path)
+
+
+def test_a_table_without_its_module_is_an_error(toy: Path, tmp_path: Path) -> None:
+    (toy / "toy.py").unlink()
+    with pytest.raises(RenderError, match=r"toy\.toml: module: .*toy\.py"):
+        render("toy_references", tmp_path)
+
+
+def test_a_package_without_a_table_is_an_error(toy: Path, tmp_path: Path) -> None:
+    (toy / "toy.toml").unlink()
+    with pytest.raises(RenderError, match=r"holds no <module>\.toml"):
         render("toy_references", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Excerpts of a module's source: one function with all that it needs, as text that stands alone."""
+"""Excerpts of a package's source: one function with all that it needs, as text that stands alone."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Module:
         text = path.read_text(encoding="utf-8")
         self._lines = text.splitlines()
         self._tree = ast.parse(text, filename=str(path))
+        self._siblings: dict[str, Module] = {path.stem: self}
 
     def reference(self, op: str, inputs: Sequence[str], constants: Mapping[str, Any]) -> str:
         """Source of `op`, what it needs, and a `run(<inputs>)` that calls it with its constants as literals.
@@ -39,7 +40,7 @@ class Module:
         return "\n\n".join(blocks) + "\n\n\n" + "\n\n\n".join([*functions, run]) + "\n"
 
     def _call(self, op: str, inputs: Sequence[str], constants: Mapping[str, Any]) -> str:
-        function = self._names.get(op)
+        function = self.names.get(op)
         if not isinstance(function, ast.FunctionDef):
             raise ExcerptError(f"{self.path.name} has no function {op}")
         positional, keyword, required = _parameters(function)
@@ -59,33 +60,75 @@ class Module:
         return f"return {op}(\n        {', '.join(arguments)}\n    )" if wide else line
 
     def _needed(self, op: str) -> tuple[list[str], list[str], list[str]]:
-        """Texts of the imports, assignments and functions that `op` reaches, each in the module's order."""
-        reached, queue = {"torch"}, [op]
+        """Texts of the imports, assignments and functions that `op` reaches, those of its own module first."""
+        imports: dict[str, None] = {}
+        assigned: dict[str, None] = {}
+        functions: dict[str, None] = {}
+        for module, names in self._reached(op).items():
+            for node in module.statements(names):
+                kind = imports if isinstance(node, _IMPORTS) else functions if isinstance(node, _NAMED) else assigned
+                kind[module.text(node)] = None
+        return (
+            sorted(imports, key=lambda text: (not text.startswith("from __future__"), text)),
+            list(assigned),
+            list(functions),
+        )
+
+    def _reached(self, op: str) -> dict[Module, set[str]]:
+        """The names that `op` needs, by the module that binds them; no two modules may bind one name differently."""
+        reached: dict[Module, set[str]] = {self: {"torch"}}
+        owners: dict[str, Module] = {}
+        queue = [(self, op)]
         while queue:
-            name = queue.pop()
-            reached.add(name)
-            node = self._names[name]
-            uses = {used.id for used in ast.walk(node) if isinstance(used, ast.Name)} & set(self._names)
-            queue.extend(uses - reached)
-        kept = [node for node in self._tree.body if reached & set(_bound(node)) or _is_future(node)]
-        for node in kept:
-            if isinstance(node, ast.ImportFrom) and (
-                node.level or (node.module or "").startswith(self.path.parent.name)
-            ):
-                raise ExcerptError(f"{op} needs {ast.unparse(node)!r}: an excerpt holds one module only")
-        imports = [self._text(node) for node in kept if isinstance(node, _IMPORTS)]
-        functions = [self._text(node) for node in kept if isinstance(node, _NAMED)]
-        assigned = [self._text(node) for node in kept if not isinstance(node, (*_IMPORTS, *_NAMED))]
-        return imports, assigned, functions
+            module, name = queue.pop()
+            node = module.names[name]
+            if (sibling := module.sibling(node)) is not None:
+                queue.append((sibling, name))
+                continue
+            if not isinstance(node, _IMPORTS) and owners.setdefault(name, module) is not module:
+                raise ExcerptError(f"{op} needs two things called {name}: {owners[name].path.name}, {module.path.name}")
+            reached.setdefault(module, set()).add(name)
+            uses = {used.id for used in ast.walk(node) if isinstance(used, ast.Name)} & set(module.names)
+            queue.extend((module, use) for use in sorted(uses) if use not in reached[module])
+        return reached
+
+    def sibling(self, node: ast.stmt) -> Module | None:
+        """The module of this package that a statement imports from, if it does so in the one way that is legible."""
+        if not isinstance(node, _IMPORTS):
+            return None
+        package = self.path.parent.name
+        told = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        if not (any(f"{name}.".startswith(f"{package}.") for name in told) or bool(getattr(node, "level", 0))):
+            return None
+        plain = isinstance(node, ast.ImportFrom) and not node.level and told[0].count(".") == 1
+        if not plain or any(alias.asname or alias.name == "*" for alias in node.names):
+            raise ExcerptError(
+                f"{self.path.name}: {ast.unparse(node)!r} should be 'from {package}.<module> import <name>'"
+            )
+        stem = told[0].rpartition(".")[2]
+        return self._siblings.setdefault(stem, self if stem == self.path.stem else self._open(stem))
+
+    def _open(self, stem: str) -> Module:
+        try:
+            module = Module(self.path.with_name(f"{stem}.py"))
+        except OSError as error:
+            raise ExcerptError(f"{self.path.name} imports from {stem}: {error.strerror}") from error
+        module._siblings = self._siblings  # of the same class: each file is read once
+        return module
+
+    def statements(self, names: set[str]) -> list[ast.stmt]:
+        """The statements that bind some of `names`, and imports from the future, in order."""
+        return [node for node in self._tree.body if names & set(_bound(node)) or _is_future(node)]
 
     @cached_property
-    def _names(self) -> dict[str, ast.stmt]:
+    def names(self) -> dict[str, ast.stmt]:
+        """What the module binds at its top level, and where."""
         names = {name: node for node in self._tree.body for name in _bound(node)}
         if "torch" not in names:
             raise ExcerptError(f"{self.path.name} does not import torch")
         return names
 
-    def _text(self, node: ast.stmt) -> str:
+    def text(self, node: ast.stmt) -> str:
         """Whole lines of a statement with its decorators and the comment lines right above."""
         begin = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]) - 1
         while begin and self._lines[begin - 1].startswith("#"):

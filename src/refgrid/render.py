@@ -1,7 +1,14 @@
-"""Definitions from references: one JSON file per row of a package's table, each with a self-contained `reference`.
+"""Renders definitions: JSON files that carry their reference as text, from a package of references.
 
-A references package holds modules of functions and, beside them, `definitions.toml`: families of definitions and their
-sizes. Nothing of it is imported, so rendering needs no torch. The files follow the schema of flashinfer-bench 0.1.2.
+A references package holds modules of functions and, beside a module `m.py`, its table `m.toml`: families of definitions
+and their sizes. Nothing of it is imported, so rendering needs no torch. The files follow the schema of
+flashinfer-bench 0.1.2.
+
+A `[[family]]` is one interface: `op` is a function of the module; axes stand in order (a text describes a var axis,
+`const` axes take their value from the family or from the size); tensors are "dtype axis axis ..." with an optional
+description after a colon ("dtype" alone is a Python scalar). `constants` are keyword-only parameters of the op that no
+shape shows. A size gives the const axes, its tags, and, where they differ, constants and the `note` that its
+description ends with. {x} in `name`, `description` and `[notes]` stands for an axis or a constant.
 """
 
 from __future__ import annotations
@@ -20,9 +27,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TABLE = "definitions.toml"
 _FAMILY_KEYS = {
-    "op": str, "op_type": str, "module": str, "name": str, "description": str, "tags": str, "sizes": list,
+    "op": str, "op_type": str, "name": str, "description": str, "tags": str, "sizes": list,
     "axes": dict, "inputs": dict, "outputs": dict,
 }  # fmt: skip
 _OPTIONAL_KEYS = {"constants": dict, "constraints": list}
@@ -62,26 +68,29 @@ def stale(package: str, root: Path) -> list[str]:
 
 def _texts(package: str) -> dict[str, str]:
     """Path below the root -> file content, sorted by path."""
-    folder = _folder(package)
-    table = _table(folder / TABLE)
     texts: dict[str, str] = {}
-    for position, family in enumerate(table["family"]):
-        label = _checked(family, position)
-        module = _module(folder, family, label)
-        for size in family["sizes"]:
-            definition = _definition(family, size, table.get("notes", {}), module, label)
-            path = f"definitions/{definition['op_type']}/{definition['name']}.json"
-            if path in texts:
-                raise RenderError(label, "sizes", f"{definition['name']} stands twice")
-            texts[path] = json.dumps(definition, indent=2, ensure_ascii=False) + "\n"
+    for path in _tables(package):
+        table, module = _table(path), _module(path)
+        for position, family in enumerate(table["family"]):
+            label = _checked(family, path.name, position)
+            for size in family["sizes"]:
+                definition = _definition(family, size, table.get("notes", {}), module, label)
+                file = f"definitions/{definition['op_type']}/{definition['name']}.json"
+                if file in texts:
+                    raise RenderError(label, "sizes", f"{definition['name']} stands twice")
+                texts[file] = json.dumps(definition, indent=2, ensure_ascii=False) + "\n"
     return dict(sorted(texts.items()))
 
 
-def _folder(package: str) -> Path:
+def _tables(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise RenderError(package, "package", "is not installed here")
-    return Path(next(iter(spec.submodule_search_locations)))
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    tables = sorted(folder.glob("*.toml"))
+    if not tables:
+        raise RenderError(package, "package", f"holds no <module>.toml in {folder}")
+    return tables
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -94,9 +103,9 @@ def _table(path: Path) -> dict[str, Any]:
     return table
 
 
-def _checked(family: Mapping[str, Any], position: int) -> str:
+def _checked(family: Mapping[str, Any], file: str, position: int) -> str:
     """The label of a family for messages, after its keys and their types are known to be right."""
-    label = f"family {family.get('name', position)}"
+    label = f"{file}: family {family.get('name', position)}"
     for key in family:
         if key not in _FAMILY_KEYS and key not in _OPTIONAL_KEYS:
             raise RenderError(label, key, f"is no key of a family: {sorted({**_FAMILY_KEYS, **_OPTIONAL_KEYS})}")
@@ -108,12 +117,11 @@ def _checked(family: Mapping[str, Any], position: int) -> str:
     return label
 
 
-def _module(folder: Path, family: Mapping[str, Any], label: str) -> Module:
-    path = folder / f"{family['module']}.py"
+def _module(table: Path) -> Module:
     try:
-        return Module(path)
+        return Module(table.with_suffix(".py"))
     except (OSError, SyntaxError) as error:
-        raise RenderError(label, "module", str(error)) from None
+        raise RenderError(table.name, "module", str(error)) from None
 
 
 def _definition(

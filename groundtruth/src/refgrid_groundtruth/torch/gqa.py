@@ -1,61 +1,16 @@
-"""Ground truth by PyTorch's own operators.
+"""Attention by the operators below `scaled_dot_product_attention`, which give the log-sum-exp too.
 
-Attention runs through the operators below `scaled_dot_product_attention` that give the log-sum-exp too: on a CPU
-`aten::_scaled_dot_product_flash_attention_for_cpu`, on CUDA `aten::_flash_attention_forward` (FlashAttention-2).
-Run with torch 2.13 on a CPU; the CUDA operator was written against its schema in 2.13.
+On a CPU `aten::_scaled_dot_product_flash_attention_for_cpu`, on CUDA `aten::_flash_attention_forward`
+(FlashAttention-2). Run with torch 2.13 on a CPU and 2.11 on CUDA.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
 from refgrid_groundtruth.paged import kv_lengths, sees_no_key, tiles, used_slots
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-def rmsnorm(hidden_states: torch.Tensor, weight: torch.Tensor, *, eps: float) -> dict[str, torch.Tensor]:
-    """hidden_states [batch_size, hidden_size], weight [hidden_size] -> output as hidden_states.
-
-    torch.nn.functional.rms_norm (since 2.4).
-    """
-    return {"output": functional.rms_norm(hidden_states, (hidden_states.shape[-1],), weight, eps)}
-
-
-def fused_add_rmsnorm(
-    hidden_states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, eps: float
-) -> dict[str, torch.Tensor]:
-    """hidden_states, residual [batch_size, hidden_size], weight [hidden_size] -> output, residual_out alike.
-
-    The library's own add and torch.nn.functional.rms_norm, as a model's layer composes them: the norm sees the sum
-    rounded to the dtype, a fused kernel the unrounded one. In bfloat16 they differ by one rounding of the sum.
-    """
-    residual_out = residual + hidden_states
-    return {**rmsnorm(residual_out, weight, eps=eps), "residual_out": residual_out}
-
-
-def gemm(A: torch.Tensor, B: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: N803 - the definition's names
-    """A [M, K], B [N, K] -> C [M, N] = A B^T in A's dtype, by torch.nn.functional.linear."""
-    with _float32_partial_sums():
-        return {"C": functional.linear(A, B)}
-
-
-@contextlib.contextmanager
-def _float32_partial_sums() -> Iterator[None]:
-    """On CUDA, float16 partial sums of a split K may be added in float16 by default; a truth must not."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_fp16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def gqa_paged_decode(

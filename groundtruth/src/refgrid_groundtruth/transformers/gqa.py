@@ -1,39 +1,16 @@
-"""Ground truth by the modeling code of HuggingFace transformers: plain PyTorch, run on a CPU or on CUDA.
+"""Attention by llama's eager_attention_forward, run with transformers 5.23.0, also read in 5.12.0 and 5.17.0.
 
-Run with 5.23.0; eager attention was also read in 5.12.0 and 5.17.0. It rounds its scores and its weights to the dtype,
-so in bfloat16 it is a coarser truth than the fused kernels; refgrid.tolerance holds by how much.
+It rounds its scores and its weights to the dtype, so in bfloat16 it is a coarser truth than the fused kernels;
+refgrid.tolerance holds by how much.
 """
 
 from __future__ import annotations
 
 import torch
 from transformers.models.llama import modeling_llama
-from transformers.models.olmo2 import modeling_olmo2
 
 from refgrid_groundtruth import Unavailable
 from refgrid_groundtruth.paged import kv_lengths, tiles, used_slots
-
-
-def rmsnorm(hidden_states: torch.Tensor, weight: torch.Tensor, *, eps: float) -> dict[str, torch.Tensor]:
-    """hidden_states [batch_size, hidden_size], weight [hidden_size] -> output as hidden_states.
-
-    Olmo2RMSNorm multiplies by the weight in float32 and rounds once, as the kernels do. LlamaRMSNorm rounds the
-    normed value before the weight as well.
-    """
-    norm = modeling_olmo2.Olmo2RMSNorm(weight.shape[0], eps)
-    norm.weight = torch.nn.Parameter(weight, requires_grad=False)
-    return {"output": norm(hidden_states)}
-
-
-def fused_add_rmsnorm(
-    hidden_states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, eps: float
-) -> dict[str, torch.Tensor]:
-    """hidden_states, residual [batch_size, hidden_size], weight [hidden_size] -> output, residual_out alike.
-
-    As a decoder layer composes them: residual + hidden_states, then the norm of that sum, rounded to the dtype by then.
-    """
-    residual_out = residual + hidden_states
-    return {**rmsnorm(residual_out, weight, eps=eps), "residual_out": residual_out}
 
 
 def gqa_paged_decode(

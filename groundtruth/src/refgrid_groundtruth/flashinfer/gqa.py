@@ -1,7 +1,6 @@
-"""Ground truth by FlashInfer's CUDA kernels: norms, paged decode on CUDA cores or tensor cores, paged prefill.
+"""Attention by FlashInfer's wrappers: paged decode on CUDA cores or tensor cores, prefill on fa2 or fa3.
 
-Sources of 0.5.3, 0.6.7.post3, 0.6.12 and 0.7.2.post1 were read: only arguments that all of them take are passed, beyond
-the leading ones by keyword (since 0.7 decode's plan takes the others by keyword only). Its lse is base 2 already.
+Since 0.7 decode's plan takes what follows the leading arguments by keyword only.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import functools
 import math
 
 import flashinfer.decode
-import flashinfer.norm
 import flashinfer.prefill
 import torch
 
@@ -22,26 +20,6 @@ WORKSPACE_BYTES = 512 * 2**20
 
 # Up to 0.6 the kernels' minus infinity is -5e4, and a row without keys gets that plus the log2 of what was masked.
 NO_KEY_BELOW = -4.9e4
-
-
-def rmsnorm(hidden_states: torch.Tensor, weight: torch.Tensor, *, eps: float) -> dict[str, torch.Tensor]:
-    """hidden_states [batch_size, hidden_size], weight [hidden_size] -> output as hidden_states.
-
-    flashinfer.norm.rmsnorm, whose kernel is CUDA C++, since 0.6.7 CuTe DSL where nvidia-cutlass-dsl is installed.
-    """
-    return {"output": flashinfer.norm.rmsnorm(hidden_states, weight, eps)}
-
-
-def fused_add_rmsnorm(
-    hidden_states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, eps: float
-) -> dict[str, torch.Tensor]:
-    """hidden_states, residual [batch_size, hidden_size], weight [hidden_size] -> output, residual_out alike.
-
-    flashinfer.norm.fused_add_rmsnorm writes the output over hidden_states and the sum over residual: it gets copies.
-    """
-    output, residual_out = hidden_states.clone(), residual.clone()
-    flashinfer.norm.fused_add_rmsnorm(output, residual_out, weight, eps)
-    return {"output": output, "residual_out": residual_out}
 
 
 def gqa_paged_decode(

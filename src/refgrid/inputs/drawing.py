@@ -1,25 +1,22 @@
-"""Inputs of a workload: seeded, structured as the op demands, and the same numbers on every machine.
-
-Numbers come from integer draws of the CPU generator and a table of rounded normal quantiles, so that neither vector
-instructions nor a maths library change them. Each input has a seed of its own, derived from names alone.
-"""
+"""The inputs of one workload while they are made, and the weights that the workloads of a definition share."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import xxhash
 
-from refgrid import normal, paged
-from refgrid.constraint import Constraint
 from refgrid.definition import Definition, DefinitionError, InputSpec, Workload
+from refgrid.inputs import normal
+from refgrid.inputs.constraint import Constraint
+
+if TYPE_CHECKING:
+    from refgrid.inputs.rules import Builder, Rule
 
 Value: TypeAlias = torch.Tensor | float | int | bool
 
@@ -30,23 +27,6 @@ class Inputs:
 
     tensors: dict[str, Value]
     hash: str
-
-
-def make_inputs(definition: Definition, workload: Workload, seed: int, device: str, root: Path | None) -> Inputs:
-    """Draw the inputs of one workload on the CPU generator and place them on `device`.
-
-    Tensors of constant shape (weights) depend on the definition alone and are kept until another definition comes.
-    Raises DefinitionError for an open axis, a constraint that does not hold, a file that does not fit, or an input
-    that nothing says how to draw.
-    """
-    for key in [key for key in _kept if key[0] != definition.name]:
-        del _kept[key]
-    drawing = Drawing(definition, workload, seed, device, root)
-    for name in sorted(definition.inputs, key=_turn):
-        drawing.demand_constraints(whole=False)
-        drawing.values[name] = drawing.make(name)
-    drawing.demand_constraints(whole=True)
-    return Inputs({name: drawing.values[name] for name in definition.inputs}, drawing.digest.hexdigest())
 
 
 class Drawing:
@@ -67,13 +47,17 @@ class Drawing:
             return self._scalar(name, spec)
         if spec.type == "safetensors":
             return self.place(name, _read(self, name, spec))
-        if self.is_weight(name):
-            return _weight(self, name)
-        return _builder(name)(self, name)
+        rule = self._rule(name)
+        return _weight(self, name, rule.build) if self.is_weight(name) else rule.build(self, name)
 
     def is_weight(self, name: str) -> bool:
         """A tensor of constant shape, unless its builder looks at the workload."""
-        return self.definition.is_weight(name) and _builder(name) in (_plain, _gemm_weight)
+        return self.definition.is_weight(name) and not self._rule(name).of_workload
+
+    def _rule(self, name: str) -> Rule:
+        from refgrid.inputs.rules import rule_of  # its builders need this module
+
+        return rule_of(self.definition.op_type, name)
 
     def generator(self, name: str) -> torch.Generator:
         """The input's own; a weight has the same numbers at every size."""
@@ -160,66 +144,26 @@ class Drawing:
         return spec.value
 
 
-def _normal(drawing: Drawing, name: str, scale: float = 1.0) -> torch.Tensor:
-    """Normal numbers with standard deviation `scale`, drawn in the input's dtype."""
-    shape, start = drawing.shape(name), 0
-    whole = torch.empty(math.prod(shape), dtype=drawing.float_dtype(name))
-    for part in drawing.numbers(name, len(whole), scale):
-        whole[start : start + len(part)] = part
-        start += len(part)
-    return whole.reshape(shape)
-
-
-def _plain(drawing: Drawing, name: str) -> Value:
-    return drawing.place(name, _normal(drawing, name))
-
-
-def _gemm_weight(drawing: Drawing, name: str) -> Value:
-    """B [N, K] over sqrt(K), as trained weights are; a B of other rank is no gemm's and stays as drawn.
-
-    Outputs are then of order one, so that a kernel which sums in float16 neither overflows nor rounds beyond reason.
-    """
-    shape = drawing.shape(name)
-    return drawing.place(name, _normal(drawing, name, shape[1] ** -0.5 if len(shape) == 2 and shape[1] else 1.0))
-
-
-# By the field's names for inputs; the first pattern that fits. Everything else is normal.
-_BUILDERS: tuple[tuple[str, Callable[[Drawing, str], Value]], ...] = (
-    ("qo_indptr", paged.qo_indptr),
-    ("kv_indptr", paged.kv_indptr),
-    ("kv_indices", paged.kv_indices),
-    ("kv_last_page_len", paged.kv_last_page_len),
-    ("[kv]_cache", paged.paged_cache),
-    ("ckv_cache", paged.paged_cache),
-    ("kpe_cache", paged.paged_cache),
-    ("B", _gemm_weight),
-    ("*", _plain),
-)
-
-
-def _builder(name: str) -> Callable[[Drawing, str], Value]:
-    return next(builder for pattern, builder in _BUILDERS if fnmatchcase(name, pattern))
-
-
-def _turn(name: str) -> int:
-    """Builders look at inputs made before them, so the order is the table's."""
-    return next(turn for turn, (pattern, _) in enumerate(_BUILDERS) if fnmatchcase(name, pattern))
+def forget_weights(*, but_of: str) -> None:
+    """Let go of the weights of every other definition."""
+    for key in [key for key in _kept if key[0] != but_of]:
+        del _kept[key]
 
 
 _kept: dict[tuple[object, ...], tuple[torch.Tensor, bytes]] = {}
 
 
-def _weight(drawing: Drawing, name: str) -> Value:
+def _weight(drawing: Drawing, name: str, build: Builder) -> Value:
     """Drawn and hashed once a definition: a weight can be a gigabyte, and every size of the definition shares it."""
     # shape and dtype are told too: another data set may have another definition of the same name
     key = (drawing.definition.name, name, drawing.seed, drawing.device, drawing.shape(name), drawing.dtype(name))
     if key not in _kept:
         whole, drawing.digest = drawing.digest, xxhash.xxh3_128()
-        value = _builder(name)(drawing, name)
+        value = build(drawing, name)
         assert isinstance(value, torch.Tensor), f"{name} has a shape, so its builder gives a tensor"
         _kept[key] = (value, drawing.digest.digest())
         drawing.digest = whole
-        drawing.cpu.pop(name)  # the constraints that name it look at the placed one
+        drawing.cpu.pop(name, None)  # the constraints that name it look at the placed one
     value, digest = _kept[key]
     drawing.digest.update(digest)
     return value

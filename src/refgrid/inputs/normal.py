@@ -41,6 +41,11 @@ def draws(count: int, generator: torch.Generator) -> torch.Tensor:
     return words.view(torch.int16)[:count].to(torch.int32).bitwise_and_(0xFFFF)
 
 
+def movable(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of an 8-bit float, for which not every operation that only moves numbers is there."""
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
 @cache
 def _quantiles() -> torch.Tensor:
     """65,536 normal quantiles in float64, rounded so that no maths library differs in them."""

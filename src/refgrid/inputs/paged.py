@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from refgrid import normal
+from refgrid.inputs import normal
+from refgrid.inputs.normal import movable
 
 if TYPE_CHECKING:
-    from refgrid.inputs import Drawing, Value
+    from refgrid.inputs.drawing import Drawing, Value
 
 
 def qo_indptr(drawing: Drawing, name: str) -> Value:
@@ -66,19 +67,14 @@ def paged_cache(drawing: Drawing, name: str) -> Value:
     """
     shape, slots, start = drawing.shape(name), used_slots(drawing, name).to(drawing.device), 0
     cache = torch.full(shape, torch.nan, dtype=drawing.float_dtype(name), device=drawing.device)
-    rows, width = _movable(cache).view(-1, *shape[2:]), max(1, math.prod(shape[2:]))
+    rows, width = movable(cache).view(-1, *shape[2:]), max(1, math.prod(shape[2:]))
     drawing.hash_head(name, shape)
     for part in drawing.numbers(name, len(slots) * width, block=max(4, normal.BLOCK // width // 4 * 4) * width):
         drawing.feed(part)
-        block = _movable(part).view(-1, *shape[2:]).to(drawing.device)
+        block = movable(part).view(-1, *shape[2:]).to(drawing.device)
         rows.index_copy_(0, slots[start : start + len(block)], block)
         start += len(block)
     return cache
-
-
-def _movable(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of an 8-bit float, for which not every operation that only moves numbers is there."""
-    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
 
 
 def used_slots(drawing: Drawing, name: str) -> torch.Tensor:

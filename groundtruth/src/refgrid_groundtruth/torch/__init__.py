@@ -1,0 +1,1 @@
+"""Ground truth by PyTorch's own operators."""
