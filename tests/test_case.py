@@ -63,6 +63,16 @@ def test_sizes_follow_the_bytes_that_grow(double: dict[str, Any], write_definiti
     assert list(sizes.values()) == ["small", "small", "medium", "medium", "large"]
 
 
+def test_a_few_rows_are_small_however_long_a_row_is(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path
+) -> None:
+    double["axes"]["n"]["value"] = 2**20
+    write_definition(double, 8, 9, 256, 257)
+    cases = plan(load_dataset(tmp_path), {"double": ["torch"]}, Selection())
+
+    assert list({case.workload: case.size for case in cases}.values()) == ["small", "medium", "medium", "large"]
+
+
 @pytest.mark.parametrize(
     ("selection", "legal"),
     [

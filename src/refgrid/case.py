@@ -15,6 +15,8 @@ Check = Literal["definition", "shape", "dtype", "numerics", "agreement", "determ
 
 # Bytes of all inputs and outputs that grow with the workload: what a laptop, a workstation, a server run with ease.
 _LIMITS: Mapping[Size, float] = {"small": 2.0**20, "medium": 2.0**28, "large": math.inf}
+# A state or a row of a vocabulary is large by itself: so many of them are still small, medium.
+_UNITS: Mapping[Size, float] = {"small": 8, "medium": 256, "large": math.inf}
 _BITS = {"float64": 64, "int64": 64, "float32": 32, "int32": 32, "float16": 16, "bfloat16": 16, "int16": 16}
 
 EDGE = "edge"
@@ -96,10 +98,15 @@ def op_of(definition: Definition, ops: Iterable[str]) -> str:
 
 def size_of(definition: Definition, workload: Workload) -> Size:
     """small, medium or large by the bytes that grow with the workload; weights of constant shape do not count."""
-    axes = definition.axis_values(workload.axes)
+    total = growing_bytes(definition, definition.axis_values(workload.axes))
+    unit = growing_bytes(definition, {name: axis.value or 1 for name, axis in definition.axes.items()})
+    return next(size for size in SIZES if total <= max(_LIMITS[size], _UNITS[size] * unit))
+
+
+def growing_bytes(definition: Definition, axes: Mapping[str, int]) -> float:
+    """Bytes of all inputs and outputs but the weights, at these values of the axes."""
     specs = {**definition.inputs, **definition.outputs}
-    total = sum(_bytes(spec, axes) for name, spec in specs.items() if not definition.is_weight(name))
-    return next(size for size in SIZES if total <= _LIMITS[size])
+    return sum(_bytes(spec, axes) for name, spec in specs.items() if not definition.is_weight(name))
 
 
 def _cases(dataset: DataSet, name: str, sources: Mapping[str, Collection[str]], selection: Selection) -> Iterator[Case]:

@@ -114,4 +114,20 @@ SOURCES: tuple[Source, ...] = (
         options={"gqa_paged_prefill_causal": {"backend": "fa3"}},
         capability=(9, 0),
     ),
+    Source(
+        "sglang",
+        "sglang",
+        "sglang",
+        ">=0.5,<0.6",
+        {},
+        devices=("cuda",),
+    ),
+    Source(
+        "oracle",
+        "torch",
+        "torch",
+        ">=2.5",
+        {},
+        adapters="oracle",
+    ),
 )
