@@ -100,6 +100,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "refgrid.bench", *session.posargs)
 
 
+@nox.session(name="bench-references", python=VENVS["cpu"]["python"], default=False)
+def bench_references(session: nox.Session) -> None:
+    """Time each reference against a plain loop over sequences, tokens or heads."""
+    _install(session, "cpu")
+    session.run("python", "tests/bench_references.py", *session.posargs)
+
+
 @nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Write uv.lock and ci/locks/ anew; name environments after `--` to write only their locks."""
@@ -127,7 +134,7 @@ for _name in VENVS:
 def _prove(session: nox.Session, name: str, *options: str, **run: Any) -> None:
     """The product in one environment; what is asked for on the command line comes last and wins."""
     device = "cpu" if "cuda" not in VENVS[name] else _device(session)
-    sizes = ["-n2", "--test-sizes=small"] if device == "cpu" else ["-n1"]
+    sizes = ["-n2", "--test-sizes=small", "--memory=2GiB"] if device == "cpu" else ["-n1"]
     files = [] if any(".py" in argument for argument in session.posargs) else ["tests/references"]
     given = [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *session.posargs]
     session.run("pytest", *given, env=_caches(session, name), **run)
@@ -215,11 +222,11 @@ def _compile(session: nox.Session, name: str) -> None:
 
 
 def _machines(entry: dict[str, Any]) -> list[str]:
-    """Whom a lock serves: CUDA runs on one Python on Linux, a CPU environment wherever its Pythons do."""
+    """Whom a lock serves: CUDA runs on one Python on Linux (glibc 2.34, as sglang asks), the CPU wherever its Pythons do."""
     lowest = entry["python"].removeprefix(">=").partition(",")[0]
     return [
         f"--python-version={lowest}",
-        "--python-platform=x86_64-manylinux_2_28" if "cuda" in entry else "--universal",
+        "--python-platform=x86_64-manylinux_2_34" if "cuda" in entry else "--universal",
     ]
 
 

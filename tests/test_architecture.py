@@ -14,7 +14,15 @@ KERNEL_LIBRARIES = {"flashinfer", "sglang", "sgl_kernel", "transformers", "vllm"
 OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
 
 # The instrument's modules that run cases; everything else of it must start without torch.
-TENSOR_MODULES = {"compare.py", "proof.py", *(file.name for file in (ROOT / "src/refgrid/inputs").glob("*.py"))}
+TENSOR_MODULES = {
+    "compare.py",
+    "chosen.py",
+    "draws.py",
+    "forms.py",
+    "workbench.py",
+    "proof.py",
+    *(file.name for file in (ROOT / "src/refgrid/inputs").glob("*.py")),
+}
 
 
 def imports(source: str, *, top_level_only: bool = False) -> Iterator[str]:

@@ -16,9 +16,10 @@ from rich.console import Console
 from refgrid.case import Case, Check
 from refgrid.cell import Cell, Row
 from refgrid.environment import Environment
-from refgrid.matrix import Matrix, build, print_matrix, to_dict, write_files
+from refgrid.matrix import Matrix, build, to_dict, write_files
 from refgrid.reason import without_numbers
 from refgrid.record import BY_HAND, Header, Outcome, Run, Verdict
+from refgrid.terminal import print_matrix
 
 CPU = Environment(
     "cpu", "cpu", "3.11.9", "linux x86_64", "2.13.0", None, None, None, None, 0, {"transformers": "4.57.1"}
@@ -560,11 +561,12 @@ class TestFiles:
         text = write_files(hostile, tmp_path)[0].read_text()
         tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
 
-        assert len(tables) == 3
+        assert len(tables) == 4
         for table in tables:
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
             assert re.fullmatch(r"(\|-+)+\|", table[1])
         assert len(tables[1]) == 2 + len(hostile.rows)
+        assert len(tables[2]) == 2 + len(hostile.definitions)
         assert "x \\| y \\| z" in text
         assert hostile.summary in text
 

@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from refgrid.definition import DataSet, Definition, TensorSpec, Workload
+from refgrid.definition import DataSet, Definition, DefinitionError, Workload
+from refgrid.memory import growing_bytes
+from refgrid.smaller import changes, constants, told_changes, twin_of
 
 Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = get_args(Size)
@@ -17,7 +19,6 @@ Check = Literal["definition", "shape", "dtype", "numerics", "agreement", "determ
 _LIMITS: Mapping[Size, float] = {"small": 2.0**20, "medium": 2.0**28, "large": math.inf}
 # A state or a row of a vocabulary is large by itself: so many of them are still small, medium.
 _UNITS: Mapping[Size, float] = {"small": 8, "medium": 256, "large": math.inf}
-_BITS = {"float64": 64, "int64": 64, "float32": 32, "int32": 32, "float16": 16, "bfloat16": 16, "int16": 16}
 
 EDGE = "edge"
 
@@ -27,7 +28,8 @@ class Case:
     """One thing to prove; ends in exactly one verdict.
 
     `numerics` holds the reference against one `source`; the other checks need none, or (`agreement`) all of them.
-    `definition` stands for a file that cannot be used at all.
+    `definition` stands for a file that cannot be used at all. `twin` says, if it is not empty, that it is the
+    definition's twin that is proven, and how its constants differ: "num_experts 128 -> 8, ...".
     """
 
     definition: str
@@ -38,11 +40,13 @@ class Case:
     source: str | None = None
     size: Size = "small"
     seed: int = 0
+    twin: str = ""
 
     @property
     def id(self) -> str:
         """The case's name everywhere: in pytest, in records and in messages."""
-        return "-".join(part for part in (self.definition, self.workload, self.source or self.check) if part)
+        name = f"{self.definition}~twin" if self.twin else self.definition
+        return "-".join(part for part in (name, self.workload, self.source or self.check) if part)
 
     @property
     def edge(self) -> bool:
@@ -81,6 +85,12 @@ def plan(dataset: DataSet, sources: Mapping[str, Collection[str]], selection: Se
     return cases
 
 
+def definition_of(dataset: DataSet, case: Case) -> Definition:
+    """What a case is of: the definition itself or its twin."""
+    definition = dataset.definitions[case.definition]
+    return (twin_of(definition, dataset.workloads[case.definition]) if case.twin else None) or definition
+
+
 def parse_sizes(text: str) -> tuple[Size, ...]:
     """Comma-separated sizes; raises ValueError naming the legal ones."""
     given = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -103,12 +113,6 @@ def size_of(definition: Definition, workload: Workload) -> Size:
     return next(size for size in SIZES if total <= max(_LIMITS[size], _UNITS[size] * unit))
 
 
-def growing_bytes(definition: Definition, axes: Mapping[str, int]) -> float:
-    """Bytes of all inputs and outputs but the weights, at these values of the axes."""
-    specs = {**definition.inputs, **definition.outputs}
-    return sum(_bytes(spec, axes) for name, spec in specs.items() if not definition.is_weight(name))
-
-
 def _cases(dataset: DataSet, name: str, sources: Mapping[str, Collection[str]], selection: Selection) -> Iterator[Case]:
     definition = dataset.definitions.get(name)
     if definition is None or not dataset.workloads[name]:
@@ -116,10 +120,24 @@ def _cases(dataset: DataSet, name: str, sources: Mapping[str, Collection[str]], 
         yield Case(name, op_type, op_type, "", "definition", seed=selection.seed)
         return
     op = op_of(definition, sources)
-    for workload in dataset.workloads[name]:
-        size = size_of(definition, workload)
-        for check, source in _held_against(tuple(sources.get(op, ()))):
-            yield Case(name, definition.op_type, op, workload.uuid, check, source, size, selection.seed)
+    held = tuple(_held_against(tuple(sources.get(op, ()))))
+    try:
+        twins = tuple(_twins(definition, dataset.workloads[name]))
+    except DefinitionError:  # no smaller constants obey the constraints: said by a case of its own
+        twins = ()
+        yield Case(name, definition.op_type, op, "", "definition", seed=selection.seed)
+    for one, twin in ((definition, ""), *twins):
+        for workload in dataset.workloads[name]:
+            size = size_of(one, workload)
+            for check, source in held:
+                yield Case(name, definition.op_type, op, workload.uuid, check, source, size, selection.seed, twin)
+
+
+def _twins(definition: Definition, workloads: Iterable[Workload]) -> Iterator[tuple[Definition, str]]:
+    """The twin, if the definition has one, and how it differs."""
+    twin = twin_of(definition, workloads)
+    if twin is not None:
+        yield twin, told_changes(changes(constants(definition), constants(twin)))
 
 
 def _held_against(sources: tuple[str, ...]) -> Iterator[tuple[Check, str | None]]:
@@ -136,10 +154,6 @@ def _held_against(sources: tuple[str, ...]) -> Iterator[tuple[Check, str | None]
 
 def _selected(case: Case, selection: Selection) -> bool:
     return case.size in selection.sizes and (not selection.op_types or case.op_type in selection.op_types)
-
-
-def _bytes(spec: TensorSpec, axes: Mapping[str, int]) -> float:
-    return math.prod(axes[axis] for axis in spec.shape or ()) * _BITS.get(spec.dtype, 8) / 8
 
 
 def _folders(dataset: DataSet) -> set[str]:

@@ -21,7 +21,8 @@ WORST_FIRST: Mapping[Verdict, int] = {verdict: rank for rank, verdict in enumera
 class Cell:
     """What became of the cases of one row in one column.
 
-    `headroom` is the largest error divided by what was allowed there, `headroom_case` the case that has it;
+    `headroom` is the largest error divided by what was allowed there, `headroom_case` the case that has it; `shrunk`
+    counts the cases whose sizes were cut to fit into memory;
     `absent` is what a cell without cases says.
     """
 
@@ -30,6 +31,7 @@ class Cell:
     headroom_case: str = ""
     dates: tuple[str, str] | None = None
     absent: str = "not planned"
+    shrunk: int = 0
 
     @property
     def colour(self) -> Colour:
@@ -57,6 +59,16 @@ class Row:
     cells: tuple[Cell, ...]
 
 
+@dataclass(frozen=True)
+class DefinitionRow:
+    """One definition, or its twin: `twin` says then how its constants differ."""
+
+    op_type: str
+    definition: str
+    twin: str
+    cells: tuple[Cell, ...]
+
+
 def rows(columns: Sequence[Column]) -> tuple[Row, ...]:
     """Every op that a case is of, worst first, each followed by its parts, worst first."""
     cases = [entry.outcome.case for column in columns for entry in column.outcomes]
@@ -68,6 +80,29 @@ def rows(columns: Sequence[Column]) -> tuple[Row, ...]:
         below.setdefault(part[0], []).append(Row(*part, cells))
     totals = sorted((_total(op, below[op]) for op in below), key=_worst_first)
     return tuple(row for op in totals for row in (op, *sorted(below[op.op], key=_worst_first)))
+
+
+def definition_rows(columns: Sequence[Column], published: Mapping[str, str]) -> tuple[DefinitionRow, ...]:
+    """Every definition that a case is of or that is `published`, by op_type and name, each followed by its twin.
+
+    `published` maps names to op_types: what nobody planned to prove has a row that says so.
+    """
+    cases = [entry.outcome.case for column in columns for entry in column.outcomes]
+    planned = {(case.op_type, case.definition, case.twin) for case in cases}
+    names = sorted(planned | {(op_type, name, "") for name, op_type in published.items()})
+    sorted_in = [_by_definition(column) for column in columns]
+    found = []
+    for op_type, name, twin in names:
+        cells = tuple(_cell(c, entries.get((name, twin), [])) for c, entries in zip(columns, sorted_in, strict=True))
+        found.append(DefinitionRow(op_type, name, twin, cells))
+    return tuple(found)
+
+
+def _by_definition(column: Column) -> dict[tuple[str, str], list[Standing]]:
+    found: dict[tuple[str, str], list[Standing]] = {}
+    for entry in column.outcomes:
+        found.setdefault((entry.outcome.case.definition, entry.outcome.case.twin), []).append(entry)
+    return found
 
 
 def against(case: Case) -> str:
@@ -87,7 +122,8 @@ def _by_part(column: Column) -> dict[tuple[str, str], list[Standing]]:
 def _cell(column: Column, entries: Sequence[Standing]) -> Cell:
     headroom, case = max(_headrooms(entry.outcome for entry in entries), default=(None, ""))
     absent = "not planned" if column.environment else "not run"
-    return Cell(verdict_counts(entry.outcome for entry in entries), headroom, case, span(entries), absent)
+    shrunk = sum(bool(entry.outcome.shrunk) for entry in entries)
+    return Cell(verdict_counts(entry.outcome for entry in entries), headroom, case, span(entries), absent, shrunk)
 
 
 def _headrooms(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, str]]:
@@ -105,7 +141,8 @@ def _total(op: str, parts: Sequence[Row]) -> Row:
         worst = max(in_column, key=lambda cell: -1 if cell.headroom is None else cell.headroom)
         dates = sorted(date for cell in in_column for date in cell.dates or ())
         days = (dates[0], dates[-1]) if dates else None
-        cells.append(Cell(total(in_column), worst.headroom, worst.headroom_case, days, worst.absent))
+        shrunk = sum(cell.shrunk for cell in in_column)
+        cells.append(Cell(total(in_column), worst.headroom, worst.headroom_case, days, worst.absent, shrunk))
     return Row(op, None, tuple(cells))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refgrid.case import SIZES, Selection, Size, parse_sizes, plan
-from refgrid.definition import DataSet, DefinitionError, load_dataset
+from refgrid.definition import DataSet, Definition, DefinitionError, load_dataset
 from refgrid.sources import Sources
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -128,19 +129,24 @@ def add_reference_tests(
 @_dataset
 @click.option("--results", type=_FOLDER, default="results", help="Folder of the records, read with its subfolders.")
 @click.option("--output", type=_FOLDER, default="results/local", help="Folder of matrix.md and matrix.json.")
+@click.option("--definitions", "by_definition", is_flag=True, help="Rows are definitions, not ops.")
 @click.option("--environments", type=click.Path(path_type=Path), default="ci/environments.toml", help="The table.")
-def matrix(dataset: Path, results: Path, output: Path, environments: Path) -> None:
+def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by_definition: bool) -> None:
     """Print the compatibility matrix of all records; exit 1 when a cell is red, 2 when nothing was proven."""
-    from refgrid.matrix import build, print_matrix, write_files
+    from refgrid.matrix import build, write_files
     from refgrid.record import RecordError, read_runs
+    from refgrid.reference import text_hash
+    from refgrid.terminal import print_matrix
 
-    today = _references_today(dataset)
+    published = _published(dataset)
+    today = {name: text_hash(definition.reference) for name, definition in published.items()}
+    op_types = {name: definition.op_type for name, definition in published.items()}
     try:
         runs = [run.as_of(today) for run in read_runs(results)]
-        built = build(runs, declared=_declared(environments))
+        built = build(runs, _declared(environments), op_types)
     except (RecordError, ValueError) as error:
         _fail(str(error))
-    print_matrix(built, Console())
+    print_matrix(built, Console(), by_definition=by_definition)
     try:
         for file in write_files(built, output):
             click.echo(f"written: {file}")
@@ -159,14 +165,12 @@ def _load(folder: Path) -> DataSet:
         _fail(str(error))
 
 
-def _references_today(dataset: Path) -> dict[str, str]:
-    """SHA-256 of each reference's text, to tell evidence from history."""
-    from refgrid.reference import text_hash
-
+def _published(dataset: Path) -> Mapping[str, Definition]:
+    """What records are evidence about; a reference's text tells evidence from history."""
     if not (dataset / "definitions").is_dir():
         click.echo(f"{dataset} holds no definitions: records are taken as they are, whatever reference they measured")
         return {}
-    return {name: text_hash(definition.reference) for name, definition in _load(dataset).definitions.items()}
+    return _load(dataset).definitions
 
 
 def _declared(file: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 
 from refgrid.environment import Environment
 from refgrid.record import BY_HAND, Outcome, Run, Verdict
+from refgrid.smaller import told_changes
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], gone: set[str]
     by_hand = sum(BY_HAND.partition("{}")[0] in entry.outcome.reason for entry in standing.values())
     if by_hand:
         yield f"{_count(by_hand, 'outcome')} under a tolerance set by hand, not the table's"
+    shrunk = [entry.outcome for entry in standing.values() if entry.outcome.shrunk]
+    if shrunk:
+        example = f"{shrunk[0].case.id}: {told_changes(shrunk[0].shrunk)}"
+        yield f"{_count(len(shrunk), 'outcome')} at sizes cut to fit into memory, such as {example}"
     if gone:
         left_out = _count(len(gone), "older outcome")
         yield f"{left_out} left out: the definition's file was broken since, or has been mended"

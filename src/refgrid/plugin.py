@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from refgrid.case import SIZES, Case, Selection, parse_sizes, plan
+from refgrid.case import SIZES, Case, Selection, plan
 from refgrid.contract import METHODS, Prove, ReferenceContract, method_of
 from refgrid.definition import DataSet, DefinitionError, load_dataset
 from refgrid.expected import ExpectedError, ExpectedFailures, load_expected
 from refgrid.finding import judge
 from refgrid.generate import definitions_with_tests
-from refgrid.record import BY_HAND, Verdict
+from refgrid.options import add_options
+from refgrid.record import BY_HAND, CUT, Verdict
 from refgrid.recorder import Recorder
+from refgrid.smaller import told_changes
 from refgrid.sources import Sources
 from refgrid.tolerance import tolerance_of
 
@@ -35,19 +37,8 @@ _GRID = pytest.StashKey["Grid"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of the product; `refgrid` on the command line knows the same words."""
-    group = parser.getgroup("refgrid", "references against ground truth")
-    add = group.addoption
-    add("--dataset", type=Path, metavar="DIR", help="data set to test (default: the one of this checkout)")
-    add("--device", choices=("cpu", "cuda"), help="where cases run (default: cuda if a driver is here, else cpu)")
-    add("--environment", default=os.environ.get("REFGRID_ENVIRONMENT", "local"), help="name of the matrix column")
-    add("--op-type", action="append", default=[], metavar="T", help="only this op_type; may be repeated")
-    add("--definition-name", action="append", default=[], metavar="N", help="only this definition; may be repeated")
-    add("--test-sizes", type=_sizes, metavar="|".join(SIZES), help="comma-separated (default: small,medium)")
-    add("--tolerance", type=_tolerance, metavar="X", help="atol = rtol = X instead of the table; recorded as such")
-    add("--seed", type=int, default=0, help="seed of all inputs (default: 0)")
-    add("--results", type=Path, metavar="DIR", help="folder of the records (default: results/local)")
-    add("--progress", action="store_true", help="one progress bar instead of a letter a test")
+    """The options of a run."""
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -136,7 +127,7 @@ class Grid:
         _share_cores()
         from refgrid.proof import Prover
 
-        return Prover(self.dataset, self.sources, self.device)
+        return Prover(self.dataset, self.sources, self.device, self._config.getoption("--memory"))
 
     def cases_for(self, contract: type[ReferenceContract], method: str, file: Path) -> list[Case]:
         """The cases of one method of one test class, limited to the sizes asked for."""
@@ -197,7 +188,7 @@ def prove(request: pytest.FixtureRequest) -> Prove:
                 pytest.skip(f"{verdict.value}: {reason}")
             raise
         finally:
-            found.update(seconds=prover.seconds, hashes=prover.hashes)
+            found.update(seconds=prover.seconds, hashes=prover.hashes, axes=prover.axes, shrunk=prover.shrunk)
         found.update(comparisons=proof.comparisons, reason=_noted(proof.note, _bound_by_hand(request)))
 
     return run
@@ -233,6 +224,9 @@ def _outcome(
         verdict, reason = judge(error)
         comparisons = getattr(error, "comparisons", ())
     verdict, reason = expected.revise(case.id, verdict, reason)
+    shrunk = found.get("shrunk", {})
+    if shrunk:
+        reason = "; ".join(part for part in (reason, CUT.format(told_changes(shrunk))) if part)
     return {
         "case": asdict(case),
         "verdict": verdict.value,
@@ -240,6 +234,8 @@ def _outcome(
         "comparisons": [comparison.to_dict() for comparison in comparisons],
         "seconds": {name: round(value, 6) for name, value in found.get("seconds", {}).items()},
         "hashes": found.get("hashes", {}),
+        "axes": found.get("axes", {}),
+        "shrunk": shrunk,
     }
 
 
@@ -283,20 +279,3 @@ def _share_cores() -> None:
     """Workers on one CPU share its cores instead of each taking all; torch reads this once, at import."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-
-
-def _sizes(text: str) -> tuple[str, ...]:
-    try:
-        return parse_sizes(text)
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from error
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise pytest.UsageError(f"--tolerance {text!r} is no tolerance; legal values: a finite number >= 0")
-    return value

@@ -65,7 +65,9 @@ _UNPROVEN = frozenset(
 class Outcome:
     """How one case ended.
 
-    `comparisons` are refgrid.compare.Comparison as dictionaries, `seconds` and `hashes` say what was spent and used.
+    `comparisons` are refgrid.compare.Comparison as dictionaries, `seconds` and `hashes` say what was spent and used;
+    `axes` are those that were run, `shrunk` says from what to what some were cut because the workload did not fit into
+    the memory there was.
     """
 
     case: Case
@@ -74,6 +76,8 @@ class Outcome:
     comparisons: tuple[dict[str, Any], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    shrunk: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @checked(frozen=True)
@@ -112,6 +116,8 @@ class Run:
 
 # How an outcome says that the table of tolerances did not hold for it; the matrix counts these.
 BY_HAND = "tolerance set to {} by hand"
+# How it says that a workload was cut; `Outcome.shrunk` has the numbers.
+CUT = "cut to fit into memory: {}"
 
 
 class RecordError(RuntimeError):

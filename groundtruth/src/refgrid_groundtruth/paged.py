@@ -1,4 +1,4 @@
-"""What a page table says, for the adapters whose library wants keys in a row: lengths, slots, and rows without keys."""
+"""What a page table says, for adapters whose library wants keys in a row: lengths, slots, and rows without keys."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def used_slots(kv_indptr: torch.Tensor, kv_indices: torch.Tensor, kv_len: torch.
     position = torch.arange(len(sequence), device=kv_len.device) - (kv_len.cumsum(0) - kv_len)[sequence]
     page = kv_indices.long()[kv_indptr.long()[sequence] + position // page_size]
     return page * page_size + position % page_size
+
+
+def latent(ckv_cache: torch.Tensor, kpe_cache: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some slots of a latent cache as the key head and the value head that all query heads share.
+
+    ckv_cache [num_pages, page_size, head_dim_ckv]; kpe_cache likewise with head_dim_kpe; slots [keys], flattened
+    -> k [keys, 1, head_dim_ckv + head_dim_kpe], v [keys, 1, head_dim_ckv].
+    """
+    ckv, kpe = ckv_cache.flatten(0, 1)[slots], kpe_cache.flatten(0, 1)[slots]
+    return torch.cat([ckv, kpe], dim=-1)[:, None], ckv[:, None]
 
 
 def sees_no_key(qo_indptr: torch.Tensor, kv_len: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,26 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "norm": ("rmsnorm", "fused_add_rmsnorm"),
     "gemm": ("gemm",),
-    "gqa": ("gqa_paged_decode", "gqa_paged_prefill_causal"),
+    "gqa": ("gqa_paged_decode", "gqa_paged_prefill_causal", "gqa_ragged_prefill_causal"),
+    "mla": ("mla_paged_decode", "mla_paged_prefill_causal", "mla_ragged_prefill_causal"),
+    "moe": (
+        "moe_fp8_block_scale_ds_routing",
+        "moe_fp8_block_scale_renorm",
+        "trtllm_fp8_per_tensor_scale_moe",
+        "trtllm_fp8_per_tensor_scale_moe_topk1",
+        "trtllm_fp4_block_scale_moe",
+        "trtllm_fp4_block_scale_moe_topk1",
+        "trtllm_fp4_block_scale_routed_moe",
+    ),
+    "dsa": ("dsa_sparse_attention", "dsa_topk_indexer_fp8"),
+    "mamba": ("mamba_ssu_decode",),
+    "rope": ("rope_with_cos_sin_cache_neox_style",),
+    "gdn": ("gdn_decode", "gdn_mtp", "gdn_prefill"),
+    "sampling": (
+        "top_k_sampling_from_probs",
+        "top_p_sampling_from_probs",
+        "top_k_top_p_sampling_from_probs",
+    ),
 }
 FAMILY: Mapping[str, str] = {op: family for family, ops in FAMILIES.items() for op in ops}
 
@@ -53,10 +72,36 @@ _FLASH = (
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
     "torch.ops.aten._flash_attention_forward",
 )
+_MATH = ("torch.nn.functional.scaled_dot_product_attention",)
 _OLMO2_NORM = ("transformers.models.olmo2.modeling_olmo2.Olmo2RMSNorm",)
 _EAGER = ("transformers.models.llama.modeling_llama.eager_attention_forward",)
 _DECODE = ("flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper",)
 _PREFILL = ("flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper",)
+_RAGGED = ("flashinfer.prefill.BatchPrefillWithRaggedKVCacheWrapper",)
+_MLA = ("flashinfer.mla.BatchMLAPagedAttentionWrapper",)
+_DEEPSEEK_MOE = ("transformers.models.deepseek_v3.modeling_deepseek_v3.DeepseekV3MoE",)
+_QWEN3_EXPERTS = ("transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts",)
+_QWEN3_MOE = (*_QWEN3_EXPERTS, "transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeTopKRouter")
+_LLAMA4_MOE = (
+    "transformers.models.llama4.modeling_llama4.Llama4TextMoe",
+    "transformers.models.llama4.modeling_llama4.Llama4Router",
+)
+_CUTLASS_MOE = ("flashinfer.fused_moe.cutlass_fused_moe",)
+_CUTLASS_RENORM = (*_CUTLASS_MOE, "flashinfer.top_k", "flashinfer.sampling.softmax")
+_TRTLLM_MOE = ("flashinfer.fused_moe.trtllm_fp8_block_scale_moe",)
+_SGLANG_MOE = (  # of every op, since the adapters' module imports them all
+    "sglang.jit_kernel.moe_fused_gate.moe_fused_gate",
+    "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.fused_moe",
+    "sglang.srt.layers.moe.cutlass_moe.cutlass_fused_experts_fp8",
+)
+_QWEN3_NEXT = "transformers.models.qwen3_next.modeling_qwen3_next"
+_SGLANG_DELTA = (
+    "sglang.srt.layers.attention.fla.fused_sigmoid_gating_recurrent.fused_sigmoid_gating_delta_rule_update",
+)
+_TOP_K_WARPER = "transformers.generation.logits_process.TopKLogitsWarper"
+_TOP_P_WARPER = "transformers.generation.logits_process.TopPLogitsWarper"
+_SGLANG_SAMPLER = ("sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",)
+_FLASHMLA = ("sgl_kernel.flash_mla.flash_mla_with_kvcache", "sgl_kernel.flash_mla.get_mla_metadata")
 
 
 def _flashinfer(name: str, needs: Mapping[str, tuple[str, ...]], **more: Any) -> Source:
@@ -77,6 +122,10 @@ SOURCES: tuple[Source, ...] = (
             "gemm": ("torch.nn.functional.linear",),
             "gqa_paged_decode": _FLASH,
             "gqa_paged_prefill_causal": _FLASH,
+            "gqa_ragged_prefill_causal": _FLASH,
+            "mla_paged_decode": _MATH,
+            "mla_paged_prefill_causal": _MATH,
+            "mla_ragged_prefill_causal": _MATH,
         },
     ),
     Source(
@@ -89,6 +138,26 @@ SOURCES: tuple[Source, ...] = (
             "fused_add_rmsnorm": _OLMO2_NORM,
             "gqa_paged_decode": _EAGER,
             "gqa_paged_prefill_causal": _EAGER,
+            "gqa_ragged_prefill_causal": _EAGER,
+            "mla_paged_decode": _EAGER,
+            "mla_paged_prefill_causal": _EAGER,
+            "mla_ragged_prefill_causal": _EAGER,
+            "rope_with_cos_sin_cache_neox_style": (
+                "transformers.models.gpt_neox.modeling_gpt_neox.apply_rotary_pos_emb",
+            ),
+            "gdn_decode": (f"{_QWEN3_NEXT}.torch_recurrent_gated_delta_rule",),
+            "gdn_mtp": (f"{_QWEN3_NEXT}.torch_recurrent_gated_delta_rule",),
+            "gdn_prefill": (f"{_QWEN3_NEXT}.torch_chunk_gated_delta_rule",),
+            "moe_fp8_block_scale_ds_routing": _DEEPSEEK_MOE,
+            "moe_fp8_block_scale_renorm": _QWEN3_MOE,
+            "trtllm_fp8_per_tensor_scale_moe": _QWEN3_MOE,
+            "trtllm_fp8_per_tensor_scale_moe_topk1": _LLAMA4_MOE,
+            "trtllm_fp4_block_scale_moe": _QWEN3_MOE,
+            "trtllm_fp4_block_scale_moe_topk1": _LLAMA4_MOE,
+            "trtllm_fp4_block_scale_routed_moe": _QWEN3_EXPERTS,
+            "top_k_sampling_from_probs": (_TOP_K_WARPER,),
+            "top_p_sampling_from_probs": (_TOP_P_WARPER,),
+            "top_k_top_p_sampling_from_probs": (_TOP_K_WARPER, _TOP_P_WARPER),
         },
     ),
     _flashinfer(
@@ -97,37 +166,120 @@ SOURCES: tuple[Source, ...] = (
             "rmsnorm": ("flashinfer.norm.rmsnorm",),
             "fused_add_rmsnorm": ("flashinfer.norm.fused_add_rmsnorm",),
             "gqa_paged_decode": _DECODE,
+            "mamba_ssu_decode": ("flashinfer.mamba.selective_state_update",),
+            "rope_with_cos_sin_cache_neox_style": ("flashinfer.rope.apply_rope_with_cos_sin_cache",),
+            "gdn_decode": ("flashinfer.gdn_decode.gated_delta_rule_decode_pretranspose",),
+            "gdn_mtp": ("flashinfer.gdn_decode.gated_delta_rule_mtp",),
+            "gdn_prefill": ("flashinfer.gdn_prefill.chunk_gated_delta_rule",),
+            "moe_fp8_block_scale_ds_routing": (*_CUTLASS_MOE, "flashinfer.fused_moe.fused_topk_deepseek"),
+            "moe_fp8_block_scale_renorm": _CUTLASS_RENORM,
+            "trtllm_fp8_per_tensor_scale_moe": _CUTLASS_RENORM,
+            "trtllm_fp4_block_scale_moe": _CUTLASS_RENORM,
+            "trtllm_fp4_block_scale_routed_moe": _CUTLASS_MOE,
+            **{op: (f"flashinfer.sampling.{op}",) for op in FAMILIES["sampling"]},
         },
         options={"gqa_paged_decode": {"use_tensor_cores": False}},
     ),
     _flashinfer(
         "flashinfer-fa2",
-        {"gqa_paged_decode": _DECODE, "gqa_paged_prefill_causal": _PREFILL},
+        {
+            "gqa_paged_decode": _DECODE,
+            "gqa_paged_prefill_causal": _PREFILL,
+            "gqa_ragged_prefill_causal": _RAGGED,
+            "mla_paged_decode": _MLA,
+            "mla_paged_prefill_causal": _MLA,
+            "mla_ragged_prefill_causal": _RAGGED,
+        },
         options={
             "gqa_paged_decode": {"use_tensor_cores": True},
             "gqa_paged_prefill_causal": {"backend": "fa2"},
+            "gqa_ragged_prefill_causal": {"backend": "fa2"},
+            "mla_paged_decode": {"backend": "fa2"},
+            "mla_paged_prefill_causal": {"backend": "fa2"},
+            "mla_ragged_prefill_causal": {"backend": "fa2"},
         },
     ),
     _flashinfer(
         "flashinfer-fa3",
-        {"gqa_paged_prefill_causal": _PREFILL},
-        options={"gqa_paged_prefill_causal": {"backend": "fa3"}},
+        {
+            "gqa_paged_prefill_causal": _PREFILL,
+            "gqa_ragged_prefill_causal": _RAGGED,
+            "mla_paged_decode": _MLA,
+            "mla_paged_prefill_causal": _MLA,
+            "mla_ragged_prefill_causal": _RAGGED,
+        },
+        options={
+            "gqa_paged_prefill_causal": {"backend": "fa3"},
+            "gqa_ragged_prefill_causal": {"backend": "fa3"},
+            "mla_paged_decode": {"backend": "fa3"},
+            "mla_paged_prefill_causal": {"backend": "fa3"},
+            "mla_ragged_prefill_causal": {"backend": "fa3"},
+        },
         capability=(9, 0),
+    ),
+    _flashinfer(
+        "flashinfer-trtllm",
+        {"moe_fp8_block_scale_ds_routing": _TRTLLM_MOE, "moe_fp8_block_scale_renorm": _TRTLLM_MOE},
+        options={
+            "moe_fp8_block_scale_ds_routing": {"trtllm": True},
+            "moe_fp8_block_scale_renorm": {"trtllm": True},
+        },
+        capability=(10, 0),
     ),
     Source(
         "sglang",
         "sglang",
         "sglang",
         ">=0.5,<0.6",
-        {},
+        {
+            "mla_paged_decode": _FLASHMLA,
+            "mamba_ssu_decode": ("sglang.srt.layers.attention.mamba.ops.mamba_ssm.selective_state_update",),
+            "gdn_decode": _SGLANG_DELTA,
+            "gdn_mtp": _SGLANG_DELTA,
+            "gdn_prefill": ("sglang.srt.layers.attention.fla.chunk.chunk_gated_delta_rule",),
+            "moe_fp8_block_scale_ds_routing": _SGLANG_MOE,
+            "moe_fp8_block_scale_renorm": _SGLANG_MOE,
+            "trtllm_fp8_per_tensor_scale_moe": _SGLANG_MOE,
+            "trtllm_fp8_per_tensor_scale_moe_topk1": _SGLANG_MOE,
+            "trtllm_fp4_block_scale_moe": _SGLANG_MOE,
+            "trtllm_fp4_block_scale_moe_topk1": _SGLANG_MOE,
+            "trtllm_fp4_block_scale_routed_moe": _SGLANG_MOE,
+            "top_k_sampling_from_probs": _SGLANG_SAMPLER,
+            "top_p_sampling_from_probs": _SGLANG_SAMPLER,
+        },
         devices=("cuda",),
+    ),
+    Source(
+        "sglang-cutlass",
+        "sglang",
+        "sglang",
+        ">=0.5,<0.6",
+        {
+            "moe_fp8_block_scale_ds_routing": _SGLANG_MOE,
+            "moe_fp8_block_scale_renorm": _SGLANG_MOE,
+        },
+        devices=("cuda",),
+        options={
+            "moe_fp8_block_scale_ds_routing": {"cutlass": True},
+            "moe_fp8_block_scale_renorm": {"cutlass": True},
+        },
+        capability=(9, 0),
     ),
     Source(
         "oracle",
         "torch",
         "torch",
         ">=2.5",
-        {},
+        {
+            "gqa_ragged_prefill_causal": (),
+            "mla_paged_decode": (),
+            "mla_paged_prefill_causal": (),
+            "mla_ragged_prefill_causal": (),
+            **dict.fromkeys(FAMILIES["gdn"], ()),
+            **dict.fromkeys((*FAMILIES["dsa"], *FAMILIES["mamba"], *FAMILIES["rope"]), ()),
+            **dict.fromkeys(FAMILIES["moe"], ()),
+            **dict.fromkeys(FAMILIES["sampling"], ()),
+        },
         adapters="oracle",
     ),
 )

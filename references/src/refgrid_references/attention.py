@@ -1,4 +1,4 @@
-"""Scaled dot-product attention over a paged key/value cache: every layout and variant is one call of `attend`.
+"""Scaled dot-product attention over a key/value cache: every layout and variant is one call of `attend`.
 
 Queries are cut into tiles of one sequence and keys into blocks; partial softmaxes are merged exactly (Milakov and
 Gimelshein 2018, https://arxiv.org/abs/1805.02867). So memory is bounded however long a sequence or large a cache is.
@@ -21,9 +21,26 @@ def paged_lengths(kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | None
     return torch.where(pages > 0, (pages - 1) * page_size + kv_last_page_len, 0)
 
 
-def attend(
+def attend_ragged(
     q: torch.Tensor,
     k: torch.Tensor,
+    v: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    sm_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values in a row, sequence after sequence: a cache of one token a page, its pages in order.
+
+    q [total_q, num_qo_heads, d_qk]; k [total_kv, num_kv_heads, d_qk]; v likewise with d_vo -> as attend.
+    """
+    kv_indices = torch.arange(k.shape[0], device=k.device)
+    kv_len = paged_lengths(kv_indptr, None, 1)
+    return attend([q], [k[:, None]], v[:, None], qo_indptr, kv_indptr, kv_indices, kv_len, sm_scale)
+
+
+def attend(
+    q: list[torch.Tensor],
+    k: list[torch.Tensor],
     v: torch.Tensor,
     qo_indptr: torch.Tensor,
     kv_indptr: torch.Tensor,
@@ -33,25 +50,27 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """output = softmax(sm_scale q k^T) v over the keys that a query sees, and the log2-sum-exp2 of its scores.
 
-    q [total_q, num_qo_heads, d_qk]; k [num_pages, page_size, num_kv_heads, d_qk]; v likewise with d_vo; kv_len
-    [batch_size] -> output [total_q, num_qo_heads, d_vo] in q's dtype, lse [total_q, num_qo_heads] float32.
+    q and k in parts of the head that lie apart, their scores add up: q each [total_q, num_qo_heads, d_qk]; k each
+    [num_pages, page_size, num_kv_heads, d_qk]; v likewise with d_vo; kv_len [batch_size]
+    -> output [total_q, num_qo_heads, d_vo] in q's dtype, lse [total_q, num_qo_heads] float32.
     """
-    total_q, heads = q.shape[:2]
+    total_q, heads = q[0].shape[:2]
     sequence, row, seen = tiles(qo_indptr.long(), kv_len)
     pages = kv_indptr.long()[sequence]
     longest = seen.amax(dim=1).tolist()
-    d = max(k.shape[3], v.shape[3])
-    per_key = max(row.shape[1] * heads, k.shape[2] * d)  # elements: scores, gathered keys
-    output = q.new_zeros(total_q + 1, heads, v.shape[3])  # row total_q takes what tiles hold beyond their end
-    lse = q.new_full((total_q + 1, heads), -math.inf, dtype=torch.float32)
+    d = max(part.shape[3] for part in (*k, v))
+    per_key = max(row.shape[1] * heads, v.shape[2] * d)  # elements: scores, gathered keys
+    output = q[0].new_zeros(total_q + 1, heads, v.shape[3])  # row total_q takes what tiles hold beyond their end
+    lse = q[0].new_full((total_q + 1, heads), -math.inf, dtype=torch.float32)
     first = 0
     while first < len(longest):
         fit = max(1, CHUNK_ELEMENTS // (per_key * max(d, min(longest[first], BLOCK_KEYS))))
         count = min(fit, len(longest) - first)
         part, block = slice(first, first + count), max(1, CHUNK_ELEMENTS // (per_key * count))
-        x = q[row[part].clamp(max=total_q - 1)].float() * (sm_scale * math.log2(math.e))
+        rows = row[part].clamp(max=total_q - 1)
+        x = [by_head(each[rows], v.shape[2]) * (sm_scale * math.log2(math.e)) for each in q]
         o, lse[row[part]] = attend_tiles(x, k, v, seen[part], pages[part], kv_indices, longest[first], block)
-        output[row[part]] = o.to(q.dtype)
+        output[row[part]] = o.to(output.dtype)
         first += count
     return output[:total_q], lse[:total_q]
 
@@ -76,9 +95,18 @@ def tiles(qo_indptr: torch.Tensor, kv_len: torch.Tensor) -> tuple[torch.Tensor, 
     return sequence[order], row[order], seen[order]
 
 
+def by_head(q: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+    """Queries that share the keys of a kv head, in float32.
+
+    q [tiles, size, num_qo_heads, d] -> [tiles, num_kv_heads, group * size, d], group = num_qo_heads / num_kv_heads
+    """
+    n, size, heads, d = q.shape
+    return q.transpose(1, 2).reshape(n, num_kv_heads, heads // num_kv_heads * size, d).float()
+
+
 def attend_tiles(
-    x: torch.Tensor,
-    k: torch.Tensor,
+    x: list[torch.Tensor],
+    k: list[torch.Tensor],
     v: torch.Tensor,
     seen: torch.Tensor,
     pages: torch.Tensor,
@@ -88,30 +116,30 @@ def attend_tiles(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax over the keys of some tiles, block after block, each time rescaled to the running maximum m.
 
-    x [tiles, size, num_qo_heads, d_qk] float32, scaled to base 2; seen [tiles, size]; pages [tiles], where each tile's
-    pages start in kv_indices -> o [tiles, size, num_qo_heads, d_vo], lse [tiles, size, num_qo_heads], float32.
+    x each [tiles, num_kv_heads, group * size, d_qk] float32, scaled to base 2; seen [tiles, size]; pages [tiles], where
+    each tile's pages start in kv_indices -> o [tiles, size, num_qo_heads, d_vo], lse [tiles, size, num_qo_heads].
     """
-    n, size, heads, _ = x.shape
-    groups = (n, k.shape[2], heads // k.shape[2] * size)  # heads of one group share the keys of its kv head
-    x = x.transpose(1, 2).reshape(*groups, -1)
-    seen_in_group = seen.repeat(1, heads // k.shape[2])[:, None, :, None]  # [tiles, 1, group * size, 1]
-    m = x.new_full((*groups, 1), -math.inf)
-    total = x.new_zeros(*groups, 1)
-    o = x.new_zeros(*groups, v.shape[-1])
+    rows, size = x[0].shape[:3], seen.shape[1]
+    seen_in_group = seen.repeat(1, rows[2] // size)[:, None, :, None]  # [tiles, 1, group * size, 1]
+    m = x[0].new_full((*rows, 1), -math.inf)
+    total = x[0].new_zeros(*rows, 1)
+    o = x[0].new_zeros(*rows, v.shape[-1])
     for begin in range(0, longest, block):
-        j = torch.arange(begin, min(begin + block, longest), device=x.device)
-        slot = slots(pages, seen, kv_indices, j, k.shape[1])
+        j = torch.arange(begin, min(begin + block, longest), device=o.device)
+        slot = slots(pages, seen, kv_indices, j, v.shape[1])
         hidden = j >= seen_in_group
-        s = (x @ gather(k, slot).mT).masked_fill_(hidden, -math.inf)
+        first, *others = (a @ gather(b, slot).mT for a, b in zip(x, k, strict=True))
+        s = sum(others, first).masked_fill_(hidden, -math.inf)
         m_new = torch.maximum(m, s.amax(dim=-1, keepdim=True))
         base = torch.where(m_new == -math.inf, 0, m_new)  # no key seen yet: exp2(-inf - 0) = 0
-        p = torch.exp2(s - base)
+        p = s.sub_(base).exp2_()
         decay = torch.exp2(m - base)
         total = total * decay + p.sum(dim=-1, keepdim=True)
-        o = o * decay + weigh(p, gather(v, slot), hidden)
+        o = o.mul_(decay).add_(weigh(p, gather(v, slot), hidden))
         m = m_new
-    o = torch.where(total == 0, 0, o / total)
+    o /= torch.where(total == 0, 1, total)  # no key seen: o is 0 already
     lse = m + torch.log2(total)
+    n, heads = rows[0], rows[1] * rows[2] // size
     return o.view(n, heads, size, -1).transpose(1, 2), lse.view(n, heads, size).transpose(1, 2)
 
 

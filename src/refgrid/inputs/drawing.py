@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 import xxhash
 
+from refgrid.constraint import Constraint
 from refgrid.definition import Definition, DefinitionError, InputSpec, Workload
 from refgrid.inputs import normal
-from refgrid.inputs.constraint import Constraint
 
 if TYPE_CHECKING:
     from refgrid.inputs.rules import Builder, Rule

@@ -25,7 +25,7 @@ def normal_numbers(
     """
     block = block or BLOCK
     wide = dtype in (torch.float32, torch.float64)
-    table = _quantiles() * scale if wide else (_quantiles() * scale).to(dtype)
+    table = quantiles() * scale if wide else (quantiles() * scale).to(dtype)
     for start in range(0, count, block):
         size = min(block, count - start)
         if wide:  # two draws a number: 65,536 distinct values would be full of ties
@@ -47,7 +47,7 @@ def movable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _quantiles() -> torch.Tensor:
+def quantiles() -> torch.Tensor:
     """65,536 normal quantiles in float64, rounded so that no maths library differs in them."""
     normal = NormalDist()
     return torch.tensor([round(normal.inv_cdf((i + 0.5) / 65536), 6) for i in range(65536)], dtype=torch.float64)

@@ -61,11 +61,16 @@ def kv_last_page_len(drawing: Drawing, name: str) -> Value:
 
 
 def paged_cache(drawing: Drawing, name: str) -> Value:
-    """Numbers in the slots that a sequence uses and NaN in all others, so that reading a wrong slot shows.
+    """Numbers in the slots that a sequence uses and NaN in all others, so that reading a wrong slot shows."""
+    return filled_cache(drawing, name, used_slots(drawing, name))
+
+
+def filled_cache(drawing: Drawing, name: str, slots: torch.Tensor) -> Value:
+    """Numbers in `slots` (page * page_size + place, ascending) and NaN in all others.
 
     Made on the device, a block of slots at a time: a cache can be larger than the machine's memory.
     """
-    shape, slots, start = drawing.shape(name), used_slots(drawing, name).to(drawing.device), 0
+    shape, slots, start = drawing.shape(name), slots.to(drawing.device), 0
     cache = torch.full(shape, torch.nan, dtype=drawing.float_dtype(name), device=drawing.device)
     rows, width = movable(cache).view(-1, *shape[2:]), max(1, math.prod(shape[2:]))
     drawing.hash_head(name, shape)

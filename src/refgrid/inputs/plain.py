@@ -36,7 +36,7 @@ def normal_tensor(drawing: Drawing, name: str, scale: float = 1.0) -> torch.Tens
     shape = drawing.shape(name)
     count = math.prod(shape)
     if drawing.is_weight(name) and count > PERIOD:
-        return _periodic(drawing, name, scale)
+        return repeated(drawing, name, _whole(drawing, name, PERIOD, scale))
     return drawing.place(name, _whole(drawing, name, count, scale).reshape(shape))
 
 
@@ -48,14 +48,14 @@ def _whole(drawing: Drawing, name: str, count: int, scale: float) -> torch.Tenso
     return whole
 
 
-def _periodic(drawing: Drawing, name: str, scale: float) -> torch.Tensor:
+def repeated(drawing: Drawing, name: str, drawn: torch.Tensor) -> torch.Tensor:
     """Drawn and hashed once a period, and repeated on the device: a weight can be larger than the machine's memory."""
-    shape, drawn = drawing.shape(name), _whole(drawing, name, PERIOD, scale)
+    shape = drawing.shape(name)
     drawing.hash_head(name, shape)
     drawing.feed(drawn)
-    count, period = math.prod(shape), movable(drawn).to(drawing.device)
-    repeated = torch.empty(count, dtype=period.dtype, device=drawing.device)
-    whole = count // PERIOD * PERIOD
-    repeated[:whole].view(-1, PERIOD).copy_(period)
-    repeated[whole:].copy_(period[: count - whole])
-    return repeated.view(drawn.dtype).view(shape)
+    count, length, period = math.prod(shape), len(drawn), movable(drawn).to(drawing.device)
+    whole = count // length * length
+    result = torch.empty(count, dtype=period.dtype, device=drawing.device)
+    result[:whole].view(-1, length).copy_(period)
+    result[whole:].copy_(period[: count - whole])
+    return result.view(drawn.dtype).view(shape)

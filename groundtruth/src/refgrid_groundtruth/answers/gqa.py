@@ -65,7 +65,18 @@ def _gqa_paged_prefill_causal() -> Answer:
     return _attention([(0, 4), (0, 5), (0, 6), (1, 3)], qo_indptr=indptr)
 
 
+def _gqa_ragged_prefill_causal() -> Answer:
+    """The same rows; keys and values in a row instead of on pages."""
+    given, expected = _gqa_paged_prefill_causal()
+    places = [(pages[j // PAGE_SIZE], j % PAGE_SIZE) for pages, n in zip(PAGES, KEYS, strict=True) for j in range(n)]
+    k, v = (torch.stack([given[name][place] for place in places]) for name in ("k_cache", "v_cache"))
+    kv_indptr = torch.tensor([0, *KEYS], dtype=torch.int32).cumsum(0).int()
+    kept = {name: given[name] for name in ("q", "qo_indptr", "sm_scale")}
+    return {**kept, "k": k, "v": v, "kv_indptr": kv_indptr}, expected
+
+
 CASES: dict[str, Callable[[], Answer]] = {
     "gqa_paged_decode": _gqa_paged_decode,
     "gqa_paged_prefill_causal": _gqa_paged_prefill_causal,
+    "gqa_ragged_prefill_causal": _gqa_ragged_prefill_causal,
 }

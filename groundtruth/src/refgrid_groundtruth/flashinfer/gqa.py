@@ -42,7 +42,7 @@ def gqa_paged_decode(
     "auto" takes fa3 on Hopper.
     """
     wrapper = flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper(
-        _workspace(q.device), "NHD", use_tensor_cores=use_tensor_cores, backend="fa2"
+        workspace(q.device), "NHD", use_tensor_cores=use_tensor_cores, backend="fa2"
     )
     page_size = k_cache.shape[1]
     wrapper.plan(
@@ -56,7 +56,7 @@ def gqa_paged_decode(
     )
     output, lse = wrapper.run(q, (k_cache, v_cache), return_lse=True)
     no_key = kv_lengths(kv_indptr, kv_last_page_len, page_size) == 0
-    return {"output": output, "lse": _with_infinity(lse, no_key)}
+    return {"output": output, "lse": with_infinity(lse, no_key)}
 
 
 def gqa_paged_prefill_causal(
@@ -82,7 +82,7 @@ def gqa_paged_prefill_causal(
     kv_len = kv_lengths(kv_indptr, kv_last_page_len, page_size)
     if backend == "fa3":
         _demand_keys(qo_indptr, kv_len)
-    wrapper = flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper(_workspace(q.device), "NHD", backend=backend)
+    wrapper = flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper(workspace(q.device), "NHD", backend=backend)
     wrapper.plan(
         qo_indptr,
         kv_indptr,
@@ -95,11 +95,45 @@ def gqa_paged_prefill_causal(
         kv_data_type=k_cache.dtype,
     )
     output, lse = wrapper.run(q, (k_cache, v_cache), return_lse=True)
-    return {"output": output, "lse": _with_infinity(lse, sees_no_key(qo_indptr, kv_len))}
+    return {"output": output, "lse": with_infinity(lse, sees_no_key(qo_indptr, kv_len))}
+
+
+def gqa_ragged_prefill_causal(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    *,
+    sm_scale: float,
+    backend: str = "fa2",
+) -> dict[str, torch.Tensor]:
+    """flashinfer.prefill.BatchPrefillWithRaggedKVCacheWrapper, causal (right-aligned), on its fa2 or fa3 backend.
+
+    q [total_q, num_qo_heads, d_qk]; k [total_kv, num_kv_heads, d_qk]; v [total_kv, num_kv_heads, d_vo]; qo_indptr,
+    kv_indptr [len_indptr] int32 -> output [total_q, num_qo_heads, d_vo]; lse [total_q, num_qo_heads] float32, base 2.
+    Raises Unavailable("unsupported") for fa3 as gqa_paged_prefill_causal.
+    """
+    kv_len = kv_indptr.diff().long()
+    if backend == "fa3":
+        _demand_keys(qo_indptr, kv_len)
+    wrapper = flashinfer.prefill.BatchPrefillWithRaggedKVCacheWrapper(workspace(q.device), "NHD", backend=backend)
+    wrapper.plan(
+        qo_indptr,
+        kv_indptr,
+        *(q.shape[1], k.shape[1], q.shape[2]),
+        head_dim_vo=v.shape[2],
+        causal=True,
+        sm_scale=sm_scale,
+        q_data_type=q.dtype,
+        kv_data_type=k.dtype,
+    )
+    output, lse = wrapper.run(q, k, v, return_lse=True)
+    return {"output": output, "lse": with_infinity(lse, sees_no_key(qo_indptr, kv_len))}
 
 
 @functools.cache
-def _workspace(device: torch.device) -> torch.Tensor:
+def workspace(device: torch.device) -> torch.Tensor:
     """One a device: the kernels need it zeroed before its first use only."""
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
@@ -110,7 +144,7 @@ def _last_page_len(kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | Non
     return torch.where(kv_indptr.diff() > 0, last, 0).int()
 
 
-def _with_infinity(lse: torch.Tensor, no_key: torch.Tensor) -> torch.Tensor:
+def with_infinity(lse: torch.Tensor, no_key: torch.Tensor) -> torch.Tensor:
     """The library's finite stand-in for minus infinity, in rows that see no key and nowhere else."""
     return torch.where(no_key[:, None] & (lse < NO_KEY_BELOW), -math.inf, lse)
 

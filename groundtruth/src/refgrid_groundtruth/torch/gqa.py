@@ -55,6 +55,35 @@ def gqa_paged_prefill_causal(
     kv_len = kv_lengths(kv_indptr, kv_last_page_len, page_size)
     slots = used_slots(kv_indptr, kv_indices, kv_len, page_size)
     k, v = k_cache.flatten(0, 1)[slots], v_cache.flatten(0, 1)[slots]
+    return _attend(q, k, v, qo_indptr, kv_len, sm_scale)
+
+
+def gqa_ragged_prefill_causal(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    *,
+    sm_scale: float,
+) -> dict[str, torch.Tensor]:
+    """The operator of the device on keys that lie in a row already.
+
+    q [total_q, num_qo_heads, head_dim]; k, v [total_kv, num_kv_heads, head_dim]; qo_indptr, kv_indptr [len_indptr]
+    -> output as q; lse [total_q, num_qo_heads] float32, base 2.
+    """
+    return _attend(q, k, v, qo_indptr, kv_indptr.diff().long(), sm_scale)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_len: torch.Tensor,
+    sm_scale: float,
+) -> dict[str, torch.Tensor]:
+    """k, v [sum of kv_len, num_kv_heads, head_dim], sequence after sequence."""
     attend = _attend_on_cuda if q.is_cuda else _attend_on_cpu
     output, lse, marker = attend(q, k, v, qo_indptr, kv_len, sm_scale)
     # Neither operator writes -inf for a row that sees no key; each has a marker, translated in those rows alone.

@@ -53,11 +53,43 @@ def gqa_paged_prefill_causal(
     """
     page_size = k_cache.shape[1]
     kv_len = kv_lengths(kv_indptr, kv_last_page_len, page_size)
-    _demand_keys(qo_indptr, kv_len)
     slots = used_slots(kv_indptr, kv_indices, kv_len, page_size)
-    k, v = k_cache.flatten(0, 1)[slots], v_cache.flatten(0, 1)[slots]
+    return attend(q, k_cache.flatten(0, 1)[slots], v_cache.flatten(0, 1)[slots], qo_indptr, kv_len, sm_scale)
+
+
+def gqa_ragged_prefill_causal(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    *,
+    sm_scale: float,
+) -> dict[str, torch.Tensor]:
+    """Keys that lie in a row already, through llama's eager_attention_forward.
+
+    q [total_q, num_qo_heads, head_dim]; k, v [total_kv, num_kv_heads, head_dim]; qo_indptr, kv_indptr [len_indptr]
+    -> output as q. Raises Unavailable("unsupported") where a row sees no key.
+    """
+    return attend(q, k, v, qo_indptr, kv_indptr.diff().long(), sm_scale)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    qo_indptr: torch.Tensor,
+    kv_len: torch.Tensor,
+    sm_scale: float,
+) -> dict[str, torch.Tensor]:
+    """Eager attention, some queries of one sequence at a time; values may be narrower than keys.
+
+    q [total_q, num_qo_heads, d_qk]; k [sum of kv_len, num_kv_heads, d_qk], sequence after sequence; v likewise with
+    d_vo -> output [total_q, num_qo_heads, d_vo]. Raises Unavailable("unsupported") where a row sees no key.
+    """
+    _demand_keys(qo_indptr, kv_len)
     layer = _Layer(q.shape[1] // k.shape[1])
-    output = torch.empty_like(q)
+    output = q.new_empty(*q.shape[:2], v.shape[2])
     for tile in tiles(q, k, v, qo_indptr, kv_len):
         query, key, value = (tensor.transpose(0, 1)[None] for tensor in (tile.q, tile.k, tile.v))
         out, _ = modeling_llama.eager_attention_forward(layer, query, key, value, tile.mask, scaling=sm_scale)

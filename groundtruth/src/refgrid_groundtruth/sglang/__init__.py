@@ -1,0 +1,1 @@
+"""Adapters for SGLang and its kernels (sgl_kernel), which are a distribution of their own."""

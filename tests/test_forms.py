@@ -1,0 +1,154 @@
+"""Random outputs are drawn many times and held against a law or another sampler, through the whole way of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from refgrid import forms
+from refgrid.case import Case
+from refgrid.definition import load_dataset
+from refgrid.finding import Finding
+from refgrid.proof import Prover
+from refgrid.record import Verdict
+from refgrid.sources import Sources
+from refgrid.tolerance import EXACT, Tolerance
+
+OP = "dice_sampling_from_probs"
+REFERENCE = "import torch\n\ndef run(probs):\n    return torch.multinomial(probs, 1)[:, 0]\n"
+Truth = Callable[[torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture
+def dice(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Path:
+    """A data set of one definition: a token of each of three rows of eight outcomes."""
+    (spec,) = double["inputs"].values()
+    double |= {"name": "double_n4", "inputs": {"probs": spec}, "reference": REFERENCE}
+    double["axes"]["n"]["value"] = 8
+    double["outputs"] = {"samples": {"shape": ["batch_size"], "dtype": "int64"}}
+    file = write_definition(double, 3)
+    workloads = tmp_path / "workloads/double/double_n4.jsonl"
+    workloads.write_text(workloads.read_text().replace('"x"', '"probs"'))
+    assert file.exists()
+    return tmp_path
+
+
+@pytest.fixture
+def proves(dice: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Proves one check of the dice against truths, each a function of the probabilities; op and inputs are made so."""
+    from refgrid import workbench as proof
+    from refgrid.inputs import Inputs
+
+    probs = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 0], [0, 0, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
+    fixed = Inputs({"probs": probs / probs.sum(1, keepdim=True)}, "fixed")
+    monkeypatch.setattr(proof, "make_inputs", lambda *_: fixed)
+    monkeypatch.setattr("refgrid.draws._ELEMENTS", {"cpu": 2**21})
+
+    def run(check: Any = "numerics", source: str | None = None, **truths: Truth) -> Any:
+        def adapter(name: str, _op: str, _device: str) -> Callable[..., Mapping[str, torch.Tensor]]:
+            return lambda probs: {"samples": truths[name](probs)}
+
+        table = tuple(SimpleNamespace(name=name, ops=(OP,)) for name in truths)
+        prover = Prover(load_dataset(dice), Sources((SimpleNamespace(SOURCES=table, adapter=adapter),)), "cpu")
+        source = source or (next(iter(truths)) if check == "numerics" else None)
+        return prover.prove(Case("double_n4", "double", OP, "b3", check, source))
+
+    return run
+
+
+def law(probs: torch.Tensor) -> torch.Tensor:
+    return probs.double()
+
+
+def kernel(probs: torch.Tensor) -> torch.Tensor:
+    return (probs / torch.empty_like(probs).exponential_()).argmax(1)
+
+
+@pytest.mark.parametrize("truth", [law, kernel])
+def test_a_right_sampler_matches_a_law_and_another_kernel(proves: Any, truth: Truth) -> None:
+    (comparison,) = proves(truth=truth).comparisons
+
+    assert comparison.count > 10_000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda probs: law(probs).flip(1), id="law of others"),
+        pytest.param(lambda probs: law(probs.pow(0.9) / probs.pow(0.9).sum(1, keepdim=True)), id="law of 0.9"),
+        pytest.param(lambda probs: kernel(probs.pow(0.9)), id="kernel of 0.9"),
+        pytest.param(lambda probs: kernel(probs).clamp(min=1), id="kernel without a token"),
+        pytest.param(lambda probs: probs.argmax(1), id="kernel that takes the likeliest"),
+    ],
+)
+def test_a_wrong_law_and_a_wrong_kernel_are_mismatches(proves: Any, wrong: Truth) -> None:
+    with pytest.raises(Finding) as caught:
+        proves(truth=wrong)
+
+    assert caught.value.verdict is Verdict.MISMATCH
+    assert "samples" in caught.value.reason
+
+
+def test_sources_agree_whether_they_give_laws_or_tokens(proves: Any) -> None:
+    proves("agreement", one=law, two=kernel, three=law)
+    with pytest.raises(Finding, match="three against one"):
+        proves("agreement", one=law, two=kernel, three=lambda probs: law(probs).flip(1))
+    with pytest.raises(Finding, match="two against one"):
+        proves("agreement", one=law, two=lambda probs: kernel(probs.pow(0.8)))
+
+
+def test_the_same_seed_gives_the_same_tokens_and_a_wild_one_is_noticed(proves: Any, dice: Path) -> None:
+    proves("determinism", truth=law)
+
+    file = dice / "definitions/double/double_n4.json"
+    wild = "torch.multinomial(probs, 1, generator=G)[:, 0]"
+    text = file.read_text().replace("torch.multinomial(probs, 1)[:, 0]", wild)
+    file.write_text(text.replace("def run(probs)", "G = torch.Generator()\\n\\ndef run(probs)"))
+    with pytest.raises(Finding, match="samples differs between two runs"):
+        proves("determinism", truth=law)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (lambda probs: torch.zeros(len(probs) + 1, dtype=torch.int64), r"samples.shape = \[4\], but should be \[3\]"),
+        (lambda probs: torch.zeros(len(probs), dtype=torch.int32), "samples.dtype = int32, but should be int64"),
+        (lambda probs: probs[:2], r"law of samples is \[2, 8\], but should be \[3, outcomes\]"),
+    ],
+)
+def test_tokens_of_another_form_are_errors(proves: Any, given: Truth, reason: str) -> None:
+    with pytest.raises(Exception, match=reason):
+        proves(truth=given)
+
+
+def test_draws_are_taken_in_calls_of_bounded_size(dice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "_ELEMENTS_A_CALL", {"cpu": 100})
+    definition = load_dataset(dice).definitions["double_n4"]
+    sizes = []
+
+    def call(inputs: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        sizes.append(len(inputs["probs"]))
+        return {"samples": torch.rand(len(inputs["probs"]))}
+
+    probs = torch.full((3, 8), 1 / 8)
+    monkeypatch.setattr(forms, "draws_for", lambda *_: 10)
+    first, again, other = (forms.draw(call, {"probs": probs}, definition, "samples", name) for name in "aab")
+
+    assert first.shape == (10, 3)
+    assert sizes[:3] == [12, 12, 6]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len(first.unique()) == 30, "each call draws other numbers"
+
+
+def test_an_output_without_a_form_is_compared_element_by_element() -> None:
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
+
+    assert forms.form_of("gemm", "C") is None
+    assert not forms.compare_in_form("gemm", "C", one, two, EXACT).matches
+    assert forms.compare_in_form("gemm", "C", one, two, Tolerance(0.5, 0)).matches
