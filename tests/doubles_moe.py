@@ -98,28 +98,6 @@ def fused_moe(
     return mixed(hidden_states, w1, w2, weight, expert, on_input=moe_runner_config.apply_router_weight_on_input)
 
 
-def cutlass_fused_experts_fp8(
-    a: Tensor,
-    w1_q: Tensor,
-    w2_q: Tensor,
-    w1_scale: Tensor,
-    w2_scale: Tensor,
-    topk_weights: Tensor,
-    topk_ids: Tensor,
-    *buffers: Tensor,
-) -> Tensor:
-    count, hidden, inner = len(w1_q), w1_q.shape[1], w2_q.shape[1]
-    strides, workspace, pointers, offsets, sizes = buffers[:4], buffers[4], buffers[5:10], buffers[10], buffers[11:]
-    assert [each.tolist() for each in strides] == [[n] * count for n in (hidden, 2 * inner, inner, hidden)]
-    assert (workspace.dtype, workspace.numel()) == (torch.uint8, 90000)
-    assert [(p.dtype, p.shape) for p in pointers] == [(torch.int64, (count,))] * 5
-    assert (offsets.dtype, offsets.shape) == (torch.int32, (count + 1,))
-    assert [(s.dtype, s.shape) for s in sizes] == [(torch.int32, (count, 3))] * 2
-    assert 0 <= int(topk_ids.min()) <= int(topk_ids.max()) < count, "this kernel knows no other ranks"
-    weights = [wide(w.transpose(1, 2), s.transpose(1, 2)) for w, s in ((w1_q, w1_scale), (w2_q, w2_scale))]
-    return mixed(a, weights[0], weights[1], topk_weights, topk_ids)
-
-
 def cutlass_fused_moe(
     input: Tensor,  # noqa: A002 - the library's name
     token_selected_experts: Tensor,
@@ -250,7 +228,6 @@ MODULES: dict[str, dict[str, Any]] = {
     },
     "flashinfer.sampling": {"softmax": lambda logits: logits.softmax(1)},
     "sglang.jit_kernel.moe_fused_gate": {"moe_fused_gate": moe_fused_gate},
-    f"{_SGLANG_MOE}.cutlass_moe": {"cutlass_fused_experts_fp8": cutlass_fused_experts_fp8},
     f"{_SGLANG_MOE}.moe_runner": {"MoeRunnerConfig": MoeRunnerConfig},
     f"{_SGLANG_MOE}.moe_runner.triton_utils.fused_moe": {"fused_moe": fused_moe},
     f"{_SGLANG_MOE}.topk": {"StandardTopKOutput": StandardTopKOutput},

@@ -263,7 +263,7 @@ def test_sglangs_settings_are_left_alone_where_there_are_some(doubles: dict[str,
 
 
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("source", ["flashinfer", "sglang", "sglang-cutlass"])
+@pytest.mark.parametrize("source", ["flashinfer", "sglang"])
 def test_all_experts_may_be_here_or_none_that_was_chosen(source: str) -> None:
     adapter = groundtruth.adapter(source, OP[GROUPS], "cpu")
     given = draw(GROUPS, offset=0, num_local_experts=32)

@@ -36,7 +36,7 @@ from refgrid.tolerance import EXACT, Tolerance
 RATE = 1e-6  # share of the cases of a right sampler that are called wrong, at most
 
 # Elements of the inputs whose tokens are drawn for one case, and the most tokens; the least draws of a row.
-_ELEMENTS = {"cpu": 2**23, "cuda": 2**30}
+_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 _TOKENS = 2**22
 _LEAST = 16
 

@@ -92,7 +92,6 @@ _TRTLLM_MOE = ("flashinfer.fused_moe.trtllm_fp8_block_scale_moe",)
 _SGLANG_MOE = (  # of every op, since the adapters' module imports them all
     "sglang.jit_kernel.moe_fused_gate.moe_fused_gate",
     "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.fused_moe",
-    "sglang.srt.layers.moe.cutlass_moe.cutlass_fused_experts_fp8",
 )
 _QWEN3_NEXT = "transformers.models.qwen3_next.modeling_qwen3_next"
 _SGLANG_DELTA = (
@@ -101,6 +100,7 @@ _SGLANG_DELTA = (
 _TOP_K_WARPER = "transformers.generation.logits_process.TopKLogitsWarper"
 _TOP_P_WARPER = "transformers.generation.logits_process.TopPLogitsWarper"
 _SGLANG_SAMPLER = ("sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",)
+_MINIMAX_ROPE = ("transformers.models.minimax_m2.modeling_minimax_m2.apply_rotary_pos_emb",)
 _FLASHMLA = ("sgl_kernel.flash_mla.flash_mla_with_kvcache", "sgl_kernel.flash_mla.get_mla_metadata")
 
 
@@ -142,9 +142,8 @@ SOURCES: tuple[Source, ...] = (
             "mla_paged_decode": _EAGER,
             "mla_paged_prefill_causal": _EAGER,
             "mla_ragged_prefill_causal": _EAGER,
-            "rope_with_cos_sin_cache_neox_style": (
-                "transformers.models.gpt_neox.modeling_gpt_neox.apply_rotary_pos_emb",
-            ),
+            "mamba_ssu_decode": ("transformers.models.mamba2.modeling_mamba2.mamba2_selective_state_update",),
+            "rope_with_cos_sin_cache_neox_style": _MINIMAX_ROPE,
             "gdn_decode": (f"{_QWEN3_NEXT}.torch_recurrent_gated_delta_rule",),
             "gdn_mtp": (f"{_QWEN3_NEXT}.torch_recurrent_gated_delta_rule",),
             "gdn_prefill": (f"{_QWEN3_NEXT}.torch_chunk_gated_delta_rule",),
@@ -232,8 +231,11 @@ SOURCES: tuple[Source, ...] = (
         "sglang",
         ">=0.5,<0.6",
         {
+            "rmsnorm": ("sgl_kernel", "torch.ops.sgl_kernel.rmsnorm"),
+            "fused_add_rmsnorm": ("sgl_kernel", "torch.ops.sgl_kernel.fused_add_rmsnorm"),
             "mla_paged_decode": _FLASHMLA,
             "mamba_ssu_decode": ("sglang.srt.layers.attention.mamba.ops.mamba_ssm.selective_state_update",),
+            "rope_with_cos_sin_cache_neox_style": ("sglang.jit_kernel.rope.apply_rope_with_cos_sin_cache_inplace",),
             "gdn_decode": _SGLANG_DELTA,
             "gdn_mtp": _SGLANG_DELTA,
             "gdn_prefill": ("sglang.srt.layers.attention.fla.chunk.chunk_gated_delta_rule",),
@@ -248,22 +250,6 @@ SOURCES: tuple[Source, ...] = (
             "top_p_sampling_from_probs": _SGLANG_SAMPLER,
         },
         devices=("cuda",),
-    ),
-    Source(
-        "sglang-cutlass",
-        "sglang",
-        "sglang",
-        ">=0.5,<0.6",
-        {
-            "moe_fp8_block_scale_ds_routing": _SGLANG_MOE,
-            "moe_fp8_block_scale_renorm": _SGLANG_MOE,
-        },
-        devices=("cuda",),
-        options={
-            "moe_fp8_block_scale_ds_routing": {"cutlass": True},
-            "moe_fp8_block_scale_renorm": {"cutlass": True},
-        },
-        capability=(9, 0),
     ),
     Source(
         "oracle",

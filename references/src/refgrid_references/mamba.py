@@ -53,7 +53,7 @@ def update(
     s [n, nheads, head_dim, dstate]; x, dt [n, nheads, head_dim]; B, C [n, ngroups, dstate]; A, D, dt_bias as above; all
     float32 -> y [n, nheads, head_dim], s as given.
     """
-    B, C = (each.repeat_interleave(x.shape[1] // each.shape[1], dim=1) for each in (B, C))  # [n, nheads, dstate]
+    b, c = (each.repeat_interleave(x.shape[1] // each.shape[1], dim=1) for each in (B, C))  # [n, nheads, dstate]
     dt = torch.nn.functional.softplus(dt + dt_bias)
-    s = (dt[..., None] * A).exp_().mul_(s).addcmul_((dt * x)[..., None], B[:, :, None])
-    return (s @ C[..., None])[..., 0] + D * x, s
+    s = (dt[..., None] * A).exp_().mul_(s).addcmul_((dt * x)[..., None], b[:, :, None])
+    return (s @ c[..., None])[..., 0] + D * x, s

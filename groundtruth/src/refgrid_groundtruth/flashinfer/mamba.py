@@ -9,7 +9,7 @@ from __future__ import annotations
 import flashinfer.mamba
 import torch
 
-from refgrid_groundtruth.broadcast import demand_no_padding, per_head
+from refgrid_groundtruth.broadcast import given, per_head
 
 
 def mamba_ssu_decode(
@@ -23,12 +23,13 @@ def mamba_ssu_decode(
     dt_bias: torch.Tensor,
     state_batch_indices: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """flashinfer.mamba.selective_state_update on a copy of the cache; shapes as in the definition.
+    """flashinfer.mamba.selective_state_update on a copy of the cache, which it updates in place.
 
-    Raises Unavailable("unsupported") for padding, whose output it does not define, and for A, D, dt or dt_bias that
-    differ within a head.
+    state [state_cache_size, nheads, head_dim, dstate]; x, dt [batch_size, nheads, head_dim]; A [nheads, head_dim,
+    dstate]; B, C [batch_size, ngroups, dstate]; D, dt_bias [nheads, head_dim]; state_batch_indices [batch_size] int32
+    -> new_state as state, and without padding output as x. Raises Unavailable("unsupported") for A, D, dt or dt_bias
+    that differ within a head.
     """
-    demand_no_padding(state_batch_indices)
     new_state = state.clone()
     output = flashinfer.mamba.selective_state_update(
         *(new_state, x, per_head("dt", dt, 2), per_head("A", A, 1), B, C, per_head("D", D, 1)),
@@ -37,4 +38,4 @@ def mamba_ssu_decode(
         state_batch_indices=state_batch_indices,
         pad_slot_id=-1,
     )
-    return {"output": output.view_as(x), "new_state": new_state}
+    return given(output, new_state, state_batch_indices)

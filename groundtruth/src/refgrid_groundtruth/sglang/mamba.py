@@ -1,11 +1,11 @@
-"""Selective state updates by SGLang's Triton kernel; read in sglang 0.5.15."""
+"""Selective state updates by SGLang's Triton kernel; read in 0.5.15."""
 
 from __future__ import annotations
 
 import torch
 from sglang.srt.layers.attention.mamba.ops.mamba_ssm import selective_state_update
 
-from refgrid_groundtruth.broadcast import demand_no_padding, per_head
+from refgrid_groundtruth.broadcast import given
 
 
 def mamba_ssu_decode(
@@ -19,17 +19,19 @@ def mamba_ssu_decode(
     dt_bias: torch.Tensor,
     state_batch_indices: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """selective_state_update on a copy of the cache, with one number a head, as its models call it.
+    """selective_state_update of mamba_ssm.py itself: its dispatcher of that name may go to FlashInfer's kernel.
 
-    Shapes as in the definition. Raises Unavailable("unsupported") for padding, whose output it does not define.
+    state [state_cache_size, nheads, head_dim, dstate], of which it gets a copy; x, dt [batch_size, nheads, head_dim]; A
+    [nheads, head_dim, dstate]; B, C [batch_size, ngroups, dstate]; D, dt_bias [nheads, head_dim]; state_batch_indices
+    [batch_size] int32 -> new_state as state, and without padding output as x.
     """
-    demand_no_padding(state_batch_indices)
     new_state, output = state.clone(), torch.empty_like(x)
     selective_state_update(
-        *(new_state, x, per_head("dt", dt, 2), per_head("A", A, 1), B, C, per_head("D", D, 1)),
-        dt_bias=per_head("dt_bias", dt_bias, 1),
+        *(new_state, x, dt, A, B, C, D),
+        dt_bias=dt_bias,
         dt_softplus=True,
         state_batch_indices=state_batch_indices,
+        pad_slot_id=-1,
         out=output,
     )
-    return {"output": output, "new_state": new_state}
+    return given(output, new_state, state_batch_indices)

@@ -1,8 +1,8 @@
-"""Mixtures of experts by SGLang's Triton kernels, and by its CUTLASS products in fp8; read in sglang 0.5.15.
+"""Mixtures of experts by SGLang's Triton kernels; read in sglang 0.5.15.
 
 The Triton router is called by its own name: biased_grouped_topk_gpu goes to FlashInfer's where that is installed, and
-one kernel under two names must not count as two truths. Both fp8 paths take bfloat16 hidden states and quantise them
-again, and they round what goes into GEMM2 to fp8, which no definition says; refgrid.tolerance holds by how much.
+one kernel under two names must not count as two truths. The fp8 path takes bfloat16 hidden states and quantises them
+again, and it rounds what goes into GEMM2 to fp8, which no definition says; refgrid.tolerance holds by how much.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.jit_kernel.moe_fused_gate import moe_fused_gate
-from sglang.srt.layers.moe.cutlass_moe import cutlass_fused_experts_fp8
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
 from sglang.srt.layers.moe.topk import StandardTopKOutput
@@ -21,8 +20,6 @@ from refgrid_groundtruth.experts import BLOCK, dequantised_input, gate_first, in
 
 if TYPE_CHECKING:
     Routing = tuple[torch.Tensor, torch.Tensor]  # weights float32 and expert numbers int32, [seq_len, top_k] each
-
-WORKSPACE_BYTES = 90000  # as Fp8MoEMethod has it
 
 
 def moe_fp8_block_scale_ds_routing(
@@ -40,7 +37,6 @@ def moe_fp8_block_scale_ds_routing(
     n_group: int,
     topk_group: int,
     top_k: int,
-    cutlass: bool = False,
 ) -> dict[str, torch.Tensor]:
     """moe_fused_gate with groups, then the experts; shapes as in the definition -> output [seq_len, hidden_size]."""
     weight, expert = moe_fused_gate(
@@ -57,7 +53,7 @@ def moe_fp8_block_scale_ds_routing(
     expert = on_this_rank(expert, int(local_expert_offset), len(gemm1_weights), elsewhere=-1)
     x = dequantised_input(hidden_states, hidden_states_scale).bfloat16()
     weights = gemm1_weights, gemm1_weights_scale, gemm2_weights, gemm2_weights_scale
-    return _fp8_blocks(x, *weights, (weight, expert), cutlass=cutlass)
+    return _fp8_blocks(x, *weights, (weight, expert))
 
 
 def moe_fp8_block_scale_renorm(
@@ -70,12 +66,11 @@ def moe_fp8_block_scale_renorm(
     gemm2_weights_scale: torch.Tensor,
     *,
     top_k: int,
-    cutlass: bool = False,
 ) -> dict[str, torch.Tensor]:
     """moe_fused_gate by softmax, then the experts; shapes as in the definition -> output [seq_len, hidden_size]."""
     x = dequantised_input(hidden_states, hidden_states_scale).bfloat16()
     weights = gemm1_weights, gemm1_weights_scale, gemm2_weights, gemm2_weights_scale
-    return _fp8_blocks(x, *weights, _renormalised(routing_logits, top_k), cutlass=cutlass)
+    return _fp8_blocks(x, *weights, _renormalised(routing_logits, top_k))
 
 
 def trtllm_fp8_per_tensor_scale_moe(
@@ -167,12 +162,8 @@ def _fp8_blocks(
     gemm2_weights: torch.Tensor,
     gemm2_scale: torch.Tensor,
     routing: Routing,
-    *,
-    cutlass: bool,
 ) -> dict[str, torch.Tensor]:
     gemm1, scale1 = gate_first(gemm1_weights), gate_first(gemm1_scale)
-    if cutlass:
-        return _cutlass(x, gemm1, scale1, gemm2_weights, gemm2_scale, routing)
     scales = {"w1_scale": scale1, "w2_scale": gemm2_scale, "block_shape": [BLOCK, BLOCK]}
     return _triton(x, gemm1, gemm2_weights, routing, use_fp8_w8a8=True, **scales)
 
@@ -207,47 +198,6 @@ def _triton(
     config = MoeRunnerConfig(inplace=False, apply_router_weight_on_input=on_input)
     chosen = StandardTopKOutput(weight, expert, weight)  # the logits in the third place are not looked at
     return {"output": fused_moe(x, gemm1, gemm2, chosen, config, **fp8)}
-
-
-def _cutlass(
-    x: torch.Tensor,
-    gemm1: torch.Tensor,
-    scale1: torch.Tensor,
-    gemm2: torch.Tensor,
-    scale2: torch.Tensor,
-    routing: Routing,
-) -> dict[str, torch.Tensor]:
-    """cutlass_fused_experts_fp8, called as Fp8MoEMethod does; it knows no ranks.
-
-    So one expert more, of weight zero, stands for those that other ranks hold.
-    """
-    weight, expert = routing
-    if bool((expert < 0).any()):
-        gemm1, scale1, gemm2, scale2 = (_with_an_idle_expert(tensor) for tensor in (gemm1, scale1, gemm2, scale2))
-        expert = torch.where(expert < 0, len(gemm1) - 1, expert)
-    count, hidden_size, intermediate_size = gemm2.shape
-
-    def each(value: int) -> torch.Tensor:
-        return torch.full((count,), value, dtype=torch.int64, device=x.device)
-
-    output = cutlass_fused_experts_fp8(
-        x,
-        *(tensor.transpose(1, 2) for tensor in (gemm1, gemm2, scale1, scale2)),
-        weight,
-        expert,
-        *(each(size) for size in (hidden_size, 2 * intermediate_size, intermediate_size, hidden_size)),
-        torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=x.device),
-        *(each(0) for _ in ("a", "b", "output", "a's scales", "b's scales")),
-        torch.zeros(count + 1, dtype=torch.int32, device=x.device),
-        *(torch.zeros(count, 3, dtype=torch.int32, device=x.device) for _ in ("GEMM1", "GEMM2")),
-    )
-    return {"output": output}
-
-
-def _with_an_idle_expert(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor and one expert of zeros, joined as bytes: fp8 has few operators of its own."""
-    as_bytes = tensor.view(torch.uint8)
-    return torch.cat((as_bytes, torch.zeros_like(as_bytes[:1]))).view(tensor.dtype)
 
 
 def _set_up() -> None:
