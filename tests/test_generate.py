@@ -53,6 +53,21 @@ def test_the_written_file_is_formatted_and_imports_nothing_else(two: Path) -> No
     assert "\n\n\n\n" not in text
 
 
+@pytest.mark.parametrize("length", [20, 60, 75])
+def test_a_long_name_makes_no_line_too_long(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path, length: int
+) -> None:
+    name = "double_" + "n" * (length - 7)
+    write_definition({**double, "name": name}, 1)
+
+    add_reference_tests(load_dataset(tmp_path), [name], Request(Selection(), tmp_path / "written"))
+
+    text = (tmp_path / "written" / "test_double.py").read_text()
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("eld against every source of") == 1
+    assert (f'"""{name}, held' in text) == (length < 40)
+
+
 def test_what_somebody_wrote_is_kept(two: Path) -> None:
     file = two / "written" / "test_double.py"
     file.parent.mkdir()

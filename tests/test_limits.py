@@ -25,6 +25,15 @@ class TestHuge(ReferenceContract):
 class TestRest(ReferenceContract):
     pass
 """
+HELD = """
+import gc
+import torch
+
+def pytest_sessionfinish():
+    tensors = [tensor.untyped_storage() for tensor in gc.get_objects() if isinstance(tensor, torch.Tensor)]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in tensors}
+    open("held", "w").write(str(sum(sizes.values())))
+"""
 CALL = """open("calls.log", "a").write(f"{who} {x.shape[0]} {w.shape[0]}\\n")
 y = (x[:, :1] + w[0, 0]).expand(-1, w.shape[0]).contiguous()
 """
@@ -65,6 +74,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, pristine_double: dict[str,
     made = Project(root, pristine_double, None)
     (root / "test_double.py").unlink()
     (root / "test_linear.py").write_text(TESTS)
+    (root / "conftest.py").write_text(HELD)
     source = CALL.replace("who", "'sum'").replace("x,", "x, w,")
     made.truth(linear=f"{source}return {{'y': y}}")
     provider = root / "provider.py"
@@ -131,6 +141,11 @@ class TestCut:
     def test_the_record_holds_the_axes_that_were_run(self, run: Run) -> None:
         assert run.outcomes["linear_long-m1-sum"].axes == {"m": 1, "n": 8, "k": 8}
         assert run.outcomes["linear_huge~twin-m2-sum"].axes == {"m": 2, "n": 2048, "k": 4096}
+
+    def test_no_workload_outlives_its_last_case(self, project: Project) -> None:
+        held = (project.root / "held").read_text()
+
+        assert int(held) < 2**20  # a traceback that is kept holds 40 MiB of weights, say
 
     def test_weights_that_are_kept_leave_room_for_the_next_workload(self, run: Run) -> None:
         for outcome in outcomes(run, "linear_heavy-"):

@@ -203,6 +203,7 @@ def pytest_runtest_makereport(
     case = case_of(item)
     if case and (call.when == "call" or call.excinfo):
         found = item.stash.get(_FOUND, {})
+        item.stash[_FOUND] = {}  # an error's traceback would keep the tensors of its case until the run ends
         error = found.get("error") or (call.excinfo.value if call.excinfo else None)
         outcome = _outcome(case, found, error, item.config.stash[_GRID].expected)
         report.user_properties.append(("refgrid", outcome))

@@ -200,6 +200,25 @@ TRUTH_LIMITS: tuple[TruthLimit, ...] = (
         "129 keys, transformers 5.23.0 on a CPU",
     ),
     TruthLimit(
+        "transformers on *",
+        "mamba_ssu_decode",
+        "bfloat16",
+        "output",
+        Tolerance(1.6e-1, 2e-2),
+        "its PyTorch function rounds step, inflow and the state that is read out to the dtype: largest error against "
+        "float64 0.25, 1.0e-1 beyond rtol, at outputs up to 39 over 304 draws of 1 to 256 sequences, transformers "
+        "5.23.0 on a CPU",
+    ),
+    TruthLimit(
+        "transformers on *",
+        "mamba_ssu_decode",
+        "bfloat16",
+        "new_state",
+        Tolerance(4e-2, 2e-2),
+        "its PyTorch function rounds step and inflow to the dtype: largest error against float64 0.5, 2.6e-2 beyond "
+        "rtol, at states up to 59 over 304 draws of 1 to 256 sequences, transformers 5.23.0 on a CPU",
+    ),
+    TruthLimit(
         "transformers on cpu",
         "*_sampling_from_probs",
         "float32",  # of the law that it gives

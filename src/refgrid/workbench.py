@@ -44,6 +44,12 @@ class Laid:
     drawn: Tensors | None = None
     truths: dict[str, Tensors | Exception] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Let go of all tensors, also where the traceback of a failed case still holds this."""
+        self.inputs.tensors.clear()
+        self.truths.clear()
+        self.reference = self.drawn = None
+
 
 class Workbench:
     """Runs what one case needs on one device; `seconds`, `hashes`, `axes` and `shrunk` tell of the case begun last.
@@ -76,7 +82,9 @@ class Workbench:
         if self._key != key or self._laid is None:
             if self._key is None or self._key[:2] != key[:2]:
                 self._weights.clear()
-            self._key, self._laid = None, None  # let go of the last workload's memory before drawing the next
+            if self._laid is not None:  # let go of the last workload's memory before drawing the next
+                self._laid.clear()
+            self._key, self._laid = None, None
             _give_back_memory()
             definition = definition_of(self.dataset, case)
             workload, shrunk = self._fitted(definition, case)

@@ -100,8 +100,19 @@ _SGLANG_DELTA = (
 _TOP_K_WARPER = "transformers.generation.logits_process.TopKLogitsWarper"
 _TOP_P_WARPER = "transformers.generation.logits_process.TopPLogitsWarper"
 _SGLANG_SAMPLER = ("sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch",)
+_SGLANG_TRITON = (  # both for every op, since the adapters' module imports them
+    "sglang.srt.layers.attention.triton_ops.decode_attention.decode_attention_fwd",
+    "sglang.srt.layers.attention.triton_ops.extend_attention.extend_attention_fwd",
+)
 _MINIMAX_ROPE = ("transformers.models.minimax_m2.modeling_minimax_m2.apply_rotary_pos_emb",)
 _FLASHMLA = ("sgl_kernel.flash_mla.flash_mla_with_kvcache", "sgl_kernel.flash_mla.get_mla_metadata")
+_SPARSE_FLASHMLA = ("sgl_kernel.flash_mla.flash_mla_sparse_fwd",)
+_INDEX_LOGITS = (
+    *_SPARSE_FLASHMLA,  # as the adapters' module imports it
+    "deep_gemm.get_num_sms",
+    "deep_gemm.get_paged_mqa_logits_metadata",
+    "deep_gemm.fp8_paged_mqa_logits",
+)
 
 
 def _flashinfer(name: str, needs: Mapping[str, tuple[str, ...]], **more: Any) -> Source:
@@ -233,7 +244,12 @@ SOURCES: tuple[Source, ...] = (
         {
             "rmsnorm": ("sgl_kernel", "torch.ops.sgl_kernel.rmsnorm"),
             "fused_add_rmsnorm": ("sgl_kernel", "torch.ops.sgl_kernel.fused_add_rmsnorm"),
+            "gqa_paged_decode": _SGLANG_TRITON,
+            "gqa_paged_prefill_causal": _SGLANG_TRITON,
+            "gqa_ragged_prefill_causal": _SGLANG_TRITON,
             "mla_paged_decode": _FLASHMLA,
+            "dsa_sparse_attention": _SPARSE_FLASHMLA,
+            "dsa_topk_indexer_fp8": _INDEX_LOGITS,
             "mamba_ssu_decode": ("sglang.srt.layers.attention.mamba.ops.mamba_ssm.selective_state_update",),
             "rope_with_cos_sin_cache_neox_style": ("sglang.jit_kernel.rope.apply_rope_with_cos_sin_cache_inplace",),
             "gdn_decode": _SGLANG_DELTA,

@@ -16,9 +16,10 @@ HEADS, CKV, KPE, TOPK, PAGE_SIZE = 16, 512, 64, 2048, 64
 
 
 def _dsa_sparse_attention() -> Answer:
-    """Three keys of four of two pages for token 0, one for token 1. Head h scores each key h / 8: the mean of the values.
+    """Three keys of four of two pages for token 0, one for token 1, none for token 2.
 
-    ckv is its slot's number beyond the first component, which is 1 and meets q; lse = log2(keys) + h / 8 log2(e).
+    ckv is its slot's number beyond the first component, which is 1 and meets q. Head h scores each key h / 8, so the
+    output is the mean of the values and lse = log2(keys) + h / 8 log2(e); without keys 0 and -inf.
     """
     ckv = torch.full((2, PAGE_SIZE, CKV), math.nan, dtype=torch.bfloat16)
     kpe = ckv[..., :KPE].clone()
@@ -26,15 +27,15 @@ def _dsa_sparse_attention() -> Answer:
     for slot in (3, 64, 127, 9):
         flat[slot], rotary[slot] = float(slot), 0.0
         flat[slot, 0] = 1.0
-    indices = torch.full((2, TOPK), -1, dtype=torch.int32)
+    indices = torch.full((3, TOPK), -1, dtype=torch.int32)
     indices[0, [0, 5, 2047]] = torch.tensor([127, 3, 64], dtype=torch.int32)
     indices[1, 1] = 9
-    q_nope = torch.zeros(2, HEADS, CKV, dtype=torch.bfloat16)
+    q_nope = torch.zeros(3, HEADS, CKV, dtype=torch.bfloat16)
     q_nope[:, :, 0] = torch.arange(HEADS)
-    given = {"q_nope": q_nope, "q_pe": torch.zeros(2, HEADS, KPE, dtype=torch.bfloat16), "ckv_cache": ckv}
-    output = torch.tensor([(127 + 3 + 64) / 3, 9.0]).view(2, 1, 1).repeat(1, HEADS, CKV)
-    output[:, :, 0] = 1.0
-    lse = torch.tensor([math.log2(3), 0.0])[:, None] + torch.arange(HEADS) / 8 * math.log2(math.e)
+    given = {"q_nope": q_nope, "q_pe": torch.zeros(3, HEADS, KPE, dtype=torch.bfloat16), "ckv_cache": ckv}
+    output = torch.tensor([(127 + 3 + 64) / 3, 9.0, 0.0]).view(3, 1, 1).repeat(1, HEADS, CKV)
+    output[:2, :, 0] = 1.0
+    lse = torch.tensor([math.log2(3), 0.0, -math.inf])[:, None] + torch.arange(HEADS) / 8 * math.log2(math.e)
     given |= {"kpe_cache": kpe, "sparse_indices": indices, "sm_scale": 0.125}
     return given, {"output": output.bfloat16(), "lse": lse.float()}
 
