@@ -222,7 +222,7 @@ def _compile(session: nox.Session, name: str) -> None:
 
 
 def _machines(entry: dict[str, Any]) -> list[str]:
-    """Whom a lock serves: CUDA runs on one Python on Linux (glibc 2.34, as sglang asks), the CPU wherever its Pythons do."""
+    """Whom a lock serves: CUDA one Python on Linux (glibc 2.34, as sglang asks), the CPU wherever its Pythons run."""
     lowest = entry["python"].removeprefix(">=").partition(",")[0]
     return [
         f"--python-version={lowest}",

@@ -46,7 +46,9 @@ class Row:
         definition = DATASET.definitions[self.definition]
         specs = {name: InputSpec("random") for name in definition.inputs}
         specs |= {name: InputSpec("scalar", value) for name, value in self.scalars.items()}
-        inputs = dict(make_inputs(definition, Workload("bench", self.axes, specs), 0, "cpu", ROOT).tensors)
+        inputs: dict[str, Any] = dict(
+            make_inputs(definition, Workload("bench", self.axes, specs), 0, "cpu", ROOT).tensors
+        )
         for name in {"qo_indptr", "kv_indptr", "cu_seqlens"} & set(inputs):
             starts = inputs[name]
             inputs[name] = torch.linspace(0, int(starts[-1]), len(starts)).to(starts.dtype)

@@ -124,7 +124,8 @@ def dsa_topk_indexer_fp8(
     """Page by page and head by head, and a full sort."""
     found = torch.full((len(seq_lens), 2048), -1, dtype=torch.int32)
     for row, length in enumerate(seq_lens.tolist()):
-        scores, slots = [], []
+        scores: list[Tensor] = []
+        slots: list[int] = []
         for number, page in enumerate(block_table[row, : -(-length // 64)].tolist()):
             raw = k_index_cache_fp8[page].view(torch.uint8).flatten()
             keys = raw[: 64 * 128].view(torch.float8_e4m3fn).view(64, 128).float()
@@ -171,10 +172,9 @@ def gdn_decode(
         new_state[row] = state[row]
         for t in range(q.shape[1]):
             decay = torch.exp(-A_log.exp() * torch.nn.functional.softplus(a[row, t].float() + dt_bias))
-            parts = (x[row, t].float() for x in (q, k, v))
-            output[row, t], new_state[row] = _delta_rule(
-                *parts, new_state[row], decay, b[row, t].float().sigmoid(), scale
-            )
+            token = q[row, t].float(), k[row, t].float(), v[row, t].float()
+            beta = b[row, t].float().sigmoid()
+            output[row, t], new_state[row] = _delta_rule(*token, new_state[row], decay, beta, scale)
     return output, new_state
 
 
@@ -213,9 +213,10 @@ def gdn_prefill(
     """Token by token."""
     outputs, states = [v[:0]], []
     for row, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        parts = (x[None, begin:end] for x in (q, k, v))
-        gates = (a[None, begin:end], dt_bias, b[None, begin:end])
-        output, new_state = gdn_decode(*parts, state[row : row + 1], A_log, *gates, scale)
+        part = slice(begin, end)
+        gates = a[None, part], dt_bias, b[None, part]
+        tokens = q[None, part], k[None, part], v[None, part]
+        output, new_state = gdn_decode(*tokens, state[row : row + 1], A_log, *gates, scale)
         outputs.append(output[0])
         states.append(new_state)
     return torch.cat(outputs), torch.cat(states)

@@ -77,21 +77,26 @@ _ROUNDED = (
 _MOE_KERNELS = (
     (
         "moe_fp8_block_scale_ds_routing",
-        Tolerance(1.0, 1e-2),
+        Tolerance(1.5, 1e-2),
         _REQUANTISED,
-        "tokens of 3.5, 0.50 beyond rtol with 16 tokens",
+        "tokens of 3.5, 1.21 beyond rtol in 29 million numbers of 4,096 tokens, SGLang 0.5.15 on an H200",
     ),
     ("moe_fp8_block_scale_renorm", Tolerance(0.6, 1e-2), _REQUANTISED, "tokens of 2, 0.35 beyond rtol with 16 tokens"),
     ("trtllm_fp8_per_tensor_scale_moe", Tolerance(0.3, 1e-2), _QUANTISED, "tokens of 1.6, 0.15 beyond rtol with 64"),
     (
         "trtllm_fp8_per_tensor_scale_moe_topk1",
-        Tolerance(0.9, 1e-2),
+        Tolerance(2.0, 1e-2),
         _QUANTISED,
-        "tokens of 6, 0.54 beyond rtol with 16",
+        "tokens of 6, 1.52 beyond rtol in 21 million numbers of 4,096 tokens, SGLang 0.5.15 on an H200",
     ),
     ("trtllm_fp4_block_scale_moe", Tolerance(5e-2, 1e-2), _ROUNDED, "tokens of 2, 2.7e-2 beyond rtol with 16"),
     ("trtllm_fp4_block_scale_moe_topk1", Tolerance(8e-2, 1e-2), _ROUNDED, "tokens of 3.5, 4.6e-2 beyond rtol with 16"),
-    ("trtllm_fp4_block_scale_routed_moe", Tolerance(5e-2, 1e-2), _ROUNDED, "tokens of 2, as with a router of its own"),
+    (
+        "trtllm_fp4_block_scale_routed_moe",
+        Tolerance(8e-2, 1e-2),
+        _ROUNDED,
+        "tokens of 2, 5.9e-2 beyond rtol with 4,096 tokens, SGLang 0.5.15 on an H200",
+    ),
 )
 
 TRUTH_LIMITS: tuple[TruthLimit, ...] = (

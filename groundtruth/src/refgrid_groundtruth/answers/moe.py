@@ -67,11 +67,11 @@ def _block_scaled(first: list[float]) -> dict[str, torch.Tensor]:
 def _moe_fp8_block_scale_ds_routing() -> Answer:
     """32 experts in 8 groups of 4, of which 4 stay; experts 4 to 11 are here. A sigmoid is 0.1 unless said.
 
-    Token 0: groups 0 to 2 hold 0.8 and 0.7 each, group 3 0.75 and 0.6, groups 4 to 7 one of 0.9, which is less than two.
-    The bias of 1 brings in expert 6 at 0.25 for expert 13. The weights have the sum 3 * 1.5 + 0.75 + 0.25 = 5.5, and the
-    factor is 5.5. Token 1: groups 4 to 7 hold 0.8 and 0.7: none is here. Token 2, all logits negative: groups 1 to 3 hold
-    0.3 and 0.2, group 4 0.25 and 0.15, which loses to expert 6; the sum is 3 * 0.5 + 0.25 + 0.1 = 1.85. The two best of
-    a group that stays differ: SGLang's router counts equal ones once.
+    Token 0: groups 0 to 2 hold 0.8 and 0.7 each, group 3 0.75 and 0.6, groups 4 to 7 one of 0.9, which is less than
+    two. The bias of 1 brings in expert 6 at 0.25 for expert 13. The weights have the sum 3 * 1.5 + 0.75 + 0.25 = 5.5,
+    and the factor is 5.5. Token 1: groups 4 to 7 hold 0.8 and 0.7: none is here. Token 2, all logits negative: groups 1
+    to 3 hold 0.3 and 0.2, group 4 0.25 and 0.15, which loses to expert 6; the sum is 3 * 0.5 + 0.25 + 0.1 = 1.85. The
+    two best of a group that stays differ: SGLang's router counts equal ones once.
     """
     p = torch.full((3, 32), 0.1, dtype=torch.float64)
     p[0, [0, 4, 8]], p[0, [1, 5, 9]], p[0, 12], p[0, 13] = 0.8, 0.7, 0.75, 0.6

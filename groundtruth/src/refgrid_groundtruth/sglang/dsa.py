@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+
 import torch
 from sgl_kernel.flash_mla import flash_mla_sparse_fwd
 
@@ -32,9 +33,9 @@ def dsa_sparse_attention(
     q = torch.nn.functional.pad(torch.cat([q_nope, q_pe], dim=-1), (0, 0, 0, -heads % HEADS))
     kv = torch.cat([ckv_cache, kpe_cache], dim=-1).flatten(0, 1)[:, None]
     output, _, lse = flash_mla_sparse_fwd(q, kv, sparse_indices[:, None], sm_scale, d_v)
-    # lse is base e, whatever its docstring says, and +inf for a token without keys
+    # lse is base 2, and +inf for a token without keys
     no_key = (sparse_indices < 0).all(dim=1)[:, None] & (lse[:, :heads] == math.inf)
-    lse = torch.where(no_key, -math.inf, lse[:, :heads] * math.log2(math.e))
+    lse = torch.where(no_key, -math.inf, lse[:, :heads])
     return {"output": output[:, :heads].contiguous(), "lse": lse}
 
 
