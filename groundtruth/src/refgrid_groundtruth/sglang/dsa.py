@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-
 import torch
 from sgl_kernel.flash_mla import flash_mla_sparse_fwd
 
