@@ -1,6 +1,7 @@
-"""Each op as a loop over sequences, tokens or heads, in float32: what references are timed against.
+"""Each op as a loop over sequences, tokens and heads, in float32: what references are timed against.
 
-This is how published data sets write their references: right, plain, and slow. Same inputs, same outputs.
+This is how published data sets write their references, right, plain and slow: one head of one token at a time, a cache
+widened before it is indexed, one filter after the other. Same inputs, same outputs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,18 @@ from torch import Tensor
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Weights of one query, and the base-2 lse of its scores."""
     return scores.softmax(-1), scores.logsumexp(-1) / math.log(2)
+
+
+def rmsnorm(hidden_states: Tensor, weight: Tensor) -> Tensor:
+    """Token by token."""
+    rows = [x.float() * torch.rsqrt(x.float().square().mean() + 1e-6) * weight.float() for x in hidden_states]
+    return torch.stack(rows).to(hidden_states.dtype)
+
+
+def gemm(a: Tensor, b: Tensor) -> Tensor:
+    """Token by token."""
+    wide = b.float()
+    return torch.stack([wide @ row.float() for row in a]).to(a.dtype)
 
 
 def _one_query(q: Tensor, k: Tensor, v: Tensor, sm_scale: float) -> tuple[Tensor, Tensor]:
@@ -43,8 +56,8 @@ def _causal(
 
 def _pages(cache: Tensor, kv_indptr: Tensor, kv_indices: Tensor) -> list[Tensor]:
     """The keys of each sequence in float32; pages of one token."""
-    pages = [kv_indices[begin:end].long() for begin, end in pairwise(kv_indptr.tolist())]
-    return [cache[page, 0].float() for page in pages]
+    wide = cache[:, 0].float()
+    return [wide[kv_indices[begin:end].long()] for begin, end in pairwise(kv_indptr.tolist())]
 
 
 def gqa_paged_decode(
@@ -109,12 +122,12 @@ def dsa_sparse_attention(
     q_nope: Tensor, q_pe: Tensor, ckv_cache: Tensor, kpe_cache: Tensor, sparse_indices: Tensor, sm_scale: float
 ) -> tuple[Tensor, Tensor]:
     output, lse = torch.zeros_like(q_nope), torch.full(q_nope.shape[:2], -math.inf)
+    ckv, kpe = ckv_cache.flatten(0, 1).float(), kpe_cache.flatten(0, 1).float()
     for token, indices in enumerate(sparse_indices):
         slots = indices[indices >= 0].long()
         if len(slots):
-            v, pe = ckv_cache.flatten(0, 1)[slots].float(), kpe_cache.flatten(0, 1)[slots].float()
-            q, k = torch.cat([q_nope[token], q_pe[token]], -1).float(), torch.cat([v, pe], -1)
-            output[token], lse[token] = _one_query(q, k[:, None], v[:, None], sm_scale)
+            q, k = torch.cat([q_nope[token], q_pe[token]], -1).float(), torch.cat([ckv[slots], kpe[slots]], -1)
+            output[token], lse[token] = _one_query(q, k[:, None], ckv[slots, None], sm_scale)
     return output, lse
 
 
@@ -144,11 +157,13 @@ def dsa_topk_indexer_fp8(
 def _delta_rule(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor, beta: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """One token, head by head; state [heads, V, K] -> output [heads, V], the next state."""
+    """One token, head by head: the old value out, the new in; state [heads, V, K] -> output [heads, V], next state."""
     group, outputs, states = len(v) // len(q), [], []
     for head in range(len(v)):
         key, s = k[head // group], state[head] * decay[head]
-        s = s + torch.outer(beta[head] * (v[head] - s @ key), key)
+        old = s @ key
+        new = beta[head] * v[head] + (1 - beta[head]) * old
+        s = s - torch.outer(old, key) + torch.outer(new, key)
         outputs.append(scale * (s @ q[head // group]))
         states.append(s)
     return torch.stack(outputs), torch.stack(states)
@@ -190,12 +205,16 @@ def gdn_mtp(
     b: Tensor,
     scale: float,
     intermediate_states_buffer: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Without the states in between."""
-    del intermediate_states_buffer
-    slots = initial_state_indices.long()
-    output, states = gdn_decode(q, k, v, initial_state[slots], A_log, a, dt_bias, b, scale)
-    return output, initial_state.index_copy(0, slots, states)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequence by sequence, token by token."""
+    output, final_state, between = torch.zeros_like(v), initial_state.clone(), intermediate_states_buffer.clone()
+    for row, slot in enumerate(initial_state_indices.tolist()):
+        for t in range(q.shape[1] if slot >= 0 else 0):
+            one = slice(row, row + 1), slice(t, t + 1)
+            gates = A_log, a[one], dt_bias, b[one]
+            output[one], state = gdn_decode(q[one], k[one], v[one], final_state[slot : slot + 1], *gates, scale)
+            final_state[slot] = between[row, t] = state[0]
+    return output, final_state, between
 
 
 def gdn_prefill(
@@ -263,15 +282,17 @@ def rope_with_cos_sin_cache_neox_style(
 
 
 def top_k_top_p_sampling_from_probs(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Row by row, each sorted in full."""
+    """Row by row, sorted in full for each of the two filters."""
     samples = []
     for row, k, p in zip(probs, top_k.tolist(), top_p.tolist(), strict=True):
         values, tokens = row.sort(descending=True)
         values = values[: k if 0 < k < len(row) else len(row)]
-        values = values / values.sum()
+        kept = torch.zeros_like(row).index_copy(0, tokens[: len(values)], values / values.sum())
+        values, tokens = kept.sort(descending=True)
         before = values.cumsum(0) - values
-        kept = values * (before < p) if p > 0 else values * (torch.arange(len(values)) == 0)
-        samples.append(tokens[torch.multinomial(kept, 1)])
+        values = values * (before < p) if p > 0 else values * (torch.arange(len(values)) == 0)
+        kept = torch.zeros_like(row).index_copy(0, tokens, values)
+        samples.append(torch.multinomial(kept, 1))
     return torch.cat(samples)
 
 

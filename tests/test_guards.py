@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from guards import Fault, demand_caught, prove, published
 
 from refgrid.case import Case
-from refgrid.definition import DataSet, load_dataset
-from refgrid.finding import Finding
 from refgrid.proof import Prover
 from refgrid.record import Verdict
 from refgrid.sources import Sources
-
-ROOT = Path(__file__).resolve().parents[1]
 
 PREFILL = ("gqa_paged_prefill_causal_h5_kv1_d128_ps64", "edge_b3_q257_n11_p16")
 DECODE = ("gqa_paged_decode_h20_kv4_d128_ps64", "edge_b5_n17_p32")
@@ -29,17 +25,7 @@ NORM = ("rmsnorm_h4096", "edge_b13")
 FUSED = ("fused_add_rmsnorm_h2048", "edge_b13")
 GEMM = ("gemm_n128_k2048", "edge_m129")
 
-
-class Fault(NamedTuple):
-    """What to change in whose reference, and what must be said."""
-
-    name: str
-    where: tuple[str, str]
-    sound: str
-    broken: str
-    told: str
-
-
+PLUS_ONE = Fault("weight plus one", NORM, "* weight.float()", "* (weight.float() + 1)", "output is off")
 FAULTS = [
     Fault("scale off by 1 %", DECODE, "sm_scale=sm_scale", "sm_scale=sm_scale * 1.01", "lse is off"),
     Fault("scale dropped", DECODE, "sm_scale=sm_scale", "sm_scale=1.0", "output is off"),
@@ -65,7 +51,7 @@ FAULTS = [
         "output is nan",
     ),
     Fault("eps of another model", NORM, "eps=1e-05", "eps=1e-01", "output is off"),
-    Fault("weight plus one", NORM, "* weight.float()", "* (weight.float() + 1)", "output is off"),
+    PLUS_ONE,
     Fault(
         "residual not added", FUSED, "x = hidden_states.float() + residual.float()", "x = residual.float()", "output is"
     ),
@@ -75,45 +61,38 @@ FAULTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def dataset() -> DataSet:
-    return load_dataset(ROOT)
-
-
-def prove(dataset: DataSet, where: tuple[str, str], sound: str = "", broken: str = "") -> None:
-    """Prove one case with the reference's text changed; the change must be one."""
-    name, workload = where
-    definition = dataset.definitions[name]
-    assert sound in definition.reference, f"{sound!r} is not in the reference of {name}: the fault plants nothing"
-    changed = replace(definition, reference=definition.reference.replace(sound, broken))
-    sources = Sources()
-    op = max((op for op in sources.ops if name.startswith(op)), key=len)
-    case = Case(name, definition.op_type, op, workload, "numerics", "torch")
-    Prover(replace(dataset, definitions={name: changed}), sources, "cpu").prove(case)
-
-
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_a_mismatch_that_names_the_output(dataset: DataSet, fault: Fault) -> None:
-    with pytest.raises(Finding) as caught:
-        prove(dataset, fault.where, fault.sound, fault.broken)
-
-    assert caught.value.verdict is Verdict.MISMATCH
-    assert fault.told in caught.value.reason
+def test_a_planted_fault_is_a_mismatch_that_names_the_output(fault: Fault) -> None:
+    demand_caught(published(), fault, "torch")
 
 
 @pytest.mark.parametrize("where", [PREFILL, DECODE, NORM, FUSED, GEMM], ids=lambda where: where[0])
-def test_the_unchanged_reference_matches_there(dataset: DataSet, where: tuple[str, str]) -> None:
-    prove(dataset, where)
+def test_the_unchanged_reference_matches_there(where: tuple[str, str]) -> None:
+    prove(published(), where, "torch")
 
 
-def test_an_output_cut_short_is_an_error_of_shape(dataset: DataSet) -> None:
-    with pytest.raises(Finding, match=r"output\.shape = \[0, 4096\], but should be \[13, 4096\]") as caught:
-        prove(dataset, NORM, "return y.to(hidden_states.dtype)", "return y[:0].to(hidden_states.dtype)")
+def test_an_output_cut_short_is_an_error_of_shape() -> None:
+    told = r"output\.shape = \[0, 4096\], but should be \[13, 4096\]"
+    fault = Fault("cut short", NORM, "return y.to(", "return y[:0].to(", told, Verdict.ERROR)
 
-    assert caught.value.verdict is Verdict.ERROR
+    demand_caught(published(), fault, "torch")
 
 
-def test_a_truth_that_fails_half_way_leaves_no_damaged_weight_to_others(dataset: DataSet) -> None:
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        pytest.param(replace(PLUS_ONE, sound="* bias"), "'[*] bias' is not in .*: the fault plants nothing", id="text"),
+        pytest.param(replace(PLUS_ONE, broken=PLUS_ONE.sound), "DID NOT RAISE", id="nothing found"),
+        pytest.param(replace(PLUS_ONE, told="lse is off"), "does not tell of 'lse is off'", id="reason"),
+        pytest.param(replace(PLUS_ONE, verdict=Verdict.ERROR), "MISMATCH, but should be Verdict.ERROR", id="verdict"),
+    ],
+)
+def test_a_guard_that_does_not_fire_as_told_fails(fault: Fault, failure: str) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=failure):
+        demand_caught(published(), fault, "torch")
+
+
+def test_a_truth_that_fails_half_way_leaves_no_damaged_weight_to_others() -> None:
     name, workload = GEMM
     case = Case(name, "gemm", "gemm", workload, "numerics", "spoiler")
 
@@ -125,7 +104,7 @@ def test_a_truth_that_fails_half_way_leaves_no_damaged_weight_to_others(dataset:
         return spoiler if source == "spoiler" else lambda A, B: {"C": torch.nn.functional.linear(A, B)}  # noqa: N803
 
     table = tuple(SimpleNamespace(name=each, ops=("gemm",)) for each in ("spoiler", "sound"))
-    prover = Prover(dataset, Sources((SimpleNamespace(SOURCES=table, adapter=adapter),)), "cpu")
+    prover = Prover(published(), Sources((SimpleNamespace(SOURCES=table, adapter=adapter),)), "cpu")
 
     with pytest.raises(RuntimeError, match="too many"):
         prover.prove(case)

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
-
-from refgrid.case import Case, size_of
-from refgrid.definition import DataSet, load_dataset
-from refgrid.finding import Finding
-from refgrid.proof import Prover
-from refgrid.record import Verdict
-from refgrid.sources import Sources
-
-ROOT = Path(__file__).resolve().parents[1]
+from guards import Fault, demand_caught, prove, published, size
 
 SLOTS = ("dsa_sparse_attention_h16_ckv512_kpe64_topk2048_ps1", "edge_t5_p300")
 PAGES = ("dsa_sparse_attention_h16_ckv512_kpe64_topk2048_ps64", "edge_t5_p5")
@@ -23,17 +11,6 @@ INDEX = ("dsa_topk_indexer_fp8_h64_d128_topk2048_ps64", "edge_b3_m33_p70")
 SHORT = ("dsa_topk_indexer_fp8_h64_d128_topk2048_ps64", "edge_b5_m32_p31")
 TIES = ("dsa_topk_indexer_fp8_h64_d128_topk2048_ps64", "edge_ties_b4_m48_p100")
 PLACES = [SLOTS, PAGES, INDEX, SHORT, TIES]
-
-
-class Fault(NamedTuple):
-    """What to change in whose reference, and what must be said."""
-
-    name: str
-    where: tuple[str, str]
-    sound: str
-    broken: str
-    told: str
-
 
 FAULTS = [
     Fault("scale off by 1 %", SLOTS, "(sm_scale * ", "(sm_scale * 1.01 * ", "lse is off"),
@@ -113,7 +90,7 @@ FAULTS = [
     ),
     Fault("positions for slots", INDEX, "page * page_size + best % page_size", "best", "topk_indices is"),
     Fault(
-        "one key too few", INDEX, "scores.topk(min(topk, ", "scores.topk(min(topk - 1, ", "topk_indices is -1 at [0, "
+        "one key too few", INDEX, "scores.topk(min(topk, ", "scores.topk(min(topk - 1, ", r"topk_indices is -1 at \[0, "
     ),
     Fault("worst in place of best", INDEX, "dim=1).indices", "dim=1, largest=False).indices", "topk_indices is -1"),
     Fault("first in place of best", INDEX, "best = scores.topk(", "best = (-position.expand_as(scores)).topk(", "topk"),
@@ -125,35 +102,13 @@ FAULTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def dataset() -> DataSet:
-    return load_dataset(ROOT)
-
-
-def prove(dataset: DataSet, where: tuple[str, str], sound: str = "", broken: str = "") -> None:
-    """Prove one case against the oracle with the reference's text changed; the change must be one."""
-    name, workload = where
-    definition = dataset.definitions[name]
-    assert sound in definition.reference, f"{sound!r} is not in the reference of {name}: the fault plants nothing"
-    changed = replace(definition, reference=definition.reference.replace(sound, broken))
-    sources = Sources()
-    op = max((op for op in sources.ops if name.startswith(op)), key=len)
-    case = Case(name, definition.op_type, op, workload, "numerics", "oracle")
-    Prover(replace(dataset, definitions={name: changed}), sources, "cpu").prove(case)
-
-
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_a_mismatch_that_names_the_output(dataset: DataSet, fault: Fault) -> None:
-    with pytest.raises(Finding) as caught:
-        prove(dataset, fault.where, fault.sound, fault.broken)
-
-    assert caught.value.verdict is Verdict.MISMATCH
-    assert fault.told in caught.value.reason
+def test_a_planted_fault_is_a_mismatch_that_names_the_output(fault: Fault) -> None:
+    demand_caught(published(), fault)
 
 
 @pytest.mark.parametrize("where", PLACES, ids=lambda where: where[1])
-def test_the_unchanged_reference_matches_there_and_a_laptop_proves_it(dataset: DataSet, where: tuple[str, str]) -> None:
-    prove(dataset, where)
+def test_the_unchanged_reference_matches_there_and_a_laptop_proves_it(where: tuple[str, str]) -> None:
+    prove(published(), where)
 
-    workload = next(w for w in dataset.workloads[where[0]] if w.uuid == where[1])
-    assert size_of(dataset.definitions[where[0]], workload) == "small"
+    assert size(published(), where) == "small"

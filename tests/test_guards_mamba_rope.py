@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
-
-from refgrid.case import Case, size_of
-from refgrid.definition import DataSet, load_dataset
-from refgrid.finding import Finding
-from refgrid.proof import Prover
-from refgrid.record import Verdict
-from refgrid.sources import Sources
-
-ROOT = Path(__file__).resolve().parents[1]
+from guards import Fault, demand_caught, prove, published, size
 
 MAMBA = ("mamba_ssu_decode_h64_d64_s128_ng4", "edge_b2_c2")
 PADDED = ("mamba_ssu_decode_h64_d64_s128_ng4", "edge_b4_c5_pad")
 CHANNELS = ("mamba_ssu_decode_h64_d64_s128_ng4", "edge_b3_c3_channels")
 ROPE = ("rope_with_cos_sin_cache_neox_style_d128_rd64", "edge_t17_q24_k4_s1025")
 FEW = ("rope_with_cos_sin_cache_neox_style_d128_rd64", "edge_t2_q5_k1_s7")
-
-
-class Fault(NamedTuple):
-    """What to change in whose reference, and what must be said."""
-
-    name: str
-    where: tuple[str, str]
-    sound: str
-    broken: str
-    told: str
-
 
 MOVED = "output[row], new_state[slot] = y.to(x.dtype), s.to(state.dtype)"
 SPREAD = "each.repeat_interleave(x.shape[1] // each.shape[1], dim=1)"
@@ -78,35 +55,13 @@ FAULTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def dataset() -> DataSet:
-    return load_dataset(ROOT)
-
-
-def prove(dataset: DataSet, where: tuple[str, str], sound: str = "", broken: str = "") -> None:
-    """Prove one case against the oracle with the reference's text changed; the change must be one."""
-    name, workload = where
-    definition = dataset.definitions[name]
-    assert sound in definition.reference, f"{sound!r} is not in the reference of {name}: the fault plants nothing"
-    changed = replace(definition, reference=definition.reference.replace(sound, broken))
-    sources = Sources()
-    op = max((op for op in sources.ops if name.startswith(op)), key=len)
-    case = Case(name, definition.op_type, op, workload, "numerics", "oracle")
-    Prover(replace(dataset, definitions={name: changed}), sources, "cpu").prove(case)
-
-
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_a_mismatch_that_names_the_output(dataset: DataSet, fault: Fault) -> None:
-    with pytest.raises(Finding) as caught:
-        prove(dataset, fault.where, fault.sound, fault.broken)
-
-    assert caught.value.verdict is Verdict.MISMATCH
-    assert fault.told in caught.value.reason
+def test_a_planted_fault_is_a_mismatch_that_names_the_output(fault: Fault) -> None:
+    demand_caught(published(), fault)
 
 
 @pytest.mark.parametrize("where", [MAMBA, PADDED, CHANNELS, ROPE, FEW], ids="-".join)
-def test_the_unchanged_reference_matches_there_and_a_laptop_proves_it(dataset: DataSet, where: tuple[str, str]) -> None:
-    prove(dataset, where)
+def test_the_unchanged_reference_matches_there_and_a_laptop_proves_it(where: tuple[str, str]) -> None:
+    prove(published(), where)
 
-    workload = next(w for w in dataset.workloads[where[0]] if w.uuid == where[1])
-    assert size_of(dataset.definitions[where[0]], workload) == "small"
+    assert size(published(), where) == "small"

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
-
-from refgrid.case import Case, size_of
-from refgrid.definition import DataSet, load_dataset
-from refgrid.finding import Finding
-from refgrid.proof import Prover
-from refgrid.record import Verdict
-from refgrid.sources import Sources
-
-ROOT = Path(__file__).resolve().parents[1]
+from guards import Fault, demand_caught, prove, published, size
 
 DECODE = ("mla_paged_decode_h16_ckv512_kpe64_ps1", "edge_b2_n129_p129")
 PAGES = ("mla_paged_decode_h16_ckv512_kpe64_ps64", "edge_b5_n7_p7")
@@ -24,17 +12,7 @@ CHUNK = ("mla_paged_prefill_causal_h16_ckv512_kpe64_ps64", "edge_b3_q13_n5_p8")
 RAGGED = ("gqa_ragged_prefill_causal_h20_kv4_d128", "edge_b5_q17_n67")
 WIDE = ("gqa_ragged_prefill_causal_h8_kv1_d256", "edge_b5_q17_n67")
 EXPANDED = ("mla_ragged_prefill_causal_h8_qk192_vo128", "edge_b5_q17_n67")
-
-
-class Fault(NamedTuple):
-    """What to change in whose reference, and what must be said."""
-
-    name: str
-    where: tuple[str, str]
-    sound: str
-    broken: str
-    told: str
-
+PLACES = [DECODE, PAGES, PREFILL, CHUNK, RAGGED, WIDE, EXPANDED]
 
 FAULTS = [
     Fault("rotary part left out", DECODE, "[q_nope, q_pe], [ckv, kpe]", "[q_nope], [ckv]", "output is off"),
@@ -48,8 +26,8 @@ FAULTS = [
         "* (sm_scale * math.log2(math.e) if each is q[0] else 1) for",
         "output is off",
     ),
-    Fault("value of the next key", DECODE, "gather(v, slot)", "gather(v, slot.roll(1, 1))", "output is off"),
-    Fault("value turned", DECODE, "gather(v, slot)", "gather(v, slot).roll(1, 3)", "output is off"),
+    Fault("value of the next key", DECODE, "values = keys[0]", "values = keys[0].roll(1, 2)", "output is off"),
+    Fault("value turned", DECODE, "values = keys[0]", "values = keys[0].roll(1, 3)", "output is off"),
     Fault("pages in order", DECODE, "page = kv_indices[", "page = kv_indices.sort().values[", "output is"),
     Fault(
         "last page taken as full", PAGES, "* page_size + kv_last_page_len", "* page_size + page_size", "output is nan"
@@ -71,58 +49,22 @@ FAULTS = [
     ),
     Fault("causal mask one key too narrow", RAGGED, "- length + i + 1", "- length + i", "output is"),
     Fault("groups of heads mixed up", RAGGED, "return output[", "return output.roll(1, 1)[", "output is off"),
+    Fault("keys in place of values", RAGGED, "if v is k[0] else", "if True else", "output is off"),
     Fault("kv heads swapped", RAGGED, "gather(v, slot)", "gather(v, slot).flip(1)", "output is off"),
-    Fault(
-        "half of a wide head",
-        WIDE,
-        "a @ gather(b, slot).mT",
-        "a[..., :128] @ gather(b, slot)[..., :128].mT",
-        "output is off",
-    ),
-    Fault(
-        "keys cut to the width of values",
-        EXPANDED,
-        "a @ gather(b, slot).mT",
-        "a[..., :128] @ gather(b, slot)[..., :128].mT",
-        "output is off",
-    ),
+    Fault("half of a wide head", WIDE, "a @ b.mT", "a[..., :128] @ b[..., :128].mT", "output is off"),
+    Fault("keys cut to the width of values", EXPANDED, "a @ b.mT", "a[..., :128] @ b[..., :128].mT", "output is off"),
     Fault("lse without the maximum", EXPANDED, "lse = m + torch.log2(total)", "lse = torch.log2(total)", "lse is"),
     Fault("scale from the width of values", EXPANDED, "sm_scale=sm_scale", "sm_scale=128**-0.5", "output is off"),
 ]
 
 
-@pytest.fixture(scope="module")
-def dataset() -> DataSet:
-    return load_dataset(ROOT)
-
-
-def prove(dataset: DataSet, where: tuple[str, str], sound: str = "", broken: str = "") -> None:
-    """Prove one case against the oracle with the reference's text changed; the change must be one."""
-    name, workload = where
-    definition = dataset.definitions[name]
-    assert sound in definition.reference, f"{sound!r} is not in the reference of {name}: the fault plants nothing"
-    changed = replace(definition, reference=definition.reference.replace(sound, broken))
-    sources = Sources()
-    op = max((op for op in sources.ops if name.startswith(op)), key=len)
-    case = Case(name, definition.op_type, op, workload, "numerics", "oracle")
-    Prover(replace(dataset, definitions={name: changed}), sources, "cpu").prove(case)
-
-
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_a_mismatch_that_names_the_output(dataset: DataSet, fault: Fault) -> None:
-    with pytest.raises(Finding) as caught:
-        prove(dataset, fault.where, fault.sound, fault.broken)
-
-    assert caught.value.verdict is Verdict.MISMATCH
-    assert fault.told in caught.value.reason
-
-
-PLACES = [DECODE, PAGES, PREFILL, CHUNK, RAGGED, WIDE, EXPANDED]
+def test_a_planted_fault_is_a_mismatch_that_names_the_output(fault: Fault) -> None:
+    demand_caught(published(), fault)
 
 
 @pytest.mark.parametrize("where", PLACES, ids=lambda where: where[0])
-def test_the_unchanged_reference_matches_there_and_a_laptop_proves_it(dataset: DataSet, where: tuple[str, str]) -> None:
-    prove(dataset, where)
+def test_the_unchanged_reference_matches_there_and_a_laptop_proves_it(where: tuple[str, str]) -> None:
+    prove(published(), where)
 
-    workload = next(w for w in dataset.workloads[where[0]] if w.uuid == where[1])
-    assert size_of(dataset.definitions[where[0]], workload) == "small"
+    assert size(published(), where) == "small"

@@ -128,14 +128,16 @@ def attend_tiles(
         j = torch.arange(begin, min(begin + block, longest), device=o.device)
         slot = slots(pages, seen, kv_indices, j, v.shape[1])
         hidden = j >= seen_in_group
-        first, *others = (a @ gather(b, slot).mT for a, b in zip(x, k, strict=True))
+        keys = [gather(part, slot) for part in k]
+        first, *others = (a @ b.mT for a, b in zip(x, keys, strict=True))
         s = sum(others, first).masked_fill_(hidden, -math.inf)
         m_new = torch.maximum(m, s.amax(dim=-1, keepdim=True))
         base = torch.where(m_new == -math.inf, 0, m_new)  # no key seen yet: exp2(-inf - 0) = 0
         p = s.sub_(base).exp2_()
         decay = torch.exp2(m - base)
         total = total * decay + p.sum(dim=-1, keepdim=True)
-        o = o.mul_(decay).add_(weigh(p, gather(v, slot), hidden))
+        values = keys[0] if v is k[0] else gather(v, slot)  # absorbed MLA reads what it scored
+        o = o.mul_(decay).add_(weigh(p, values, hidden))
         m = m_new
     o /= torch.where(total == 0, 1, total)  # no key seen: o is 0 already
     lse = m + torch.log2(total)

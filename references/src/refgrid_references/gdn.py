@@ -33,8 +33,7 @@ def gdn_decode(
     -> output as v; new_state as state.
     """
     log_g, beta = gates(A_log, a, dt_bias, b)
-    new_state = state.clone()
-    o = step(q[:, 0], k[:, 0], v[:, 0], new_state, log_g[:, 0], beta[:, 0])
+    o, new_state = step(q[:, 0], k[:, 0], v[:, 0], state, log_g[:, 0], beta[:, 0])
     return (o * (scale or q.shape[-1] ** -0.5))[:, None].to(v.dtype), new_state
 
 
@@ -66,7 +65,7 @@ def gdn_mtp(
     slot = initial_state_indices[row].long()
     state = initial_state[slot]
     for t in range(q.shape[1]):
-        o = step(q[row, t], k[row, t], v[row, t], state, log_g[row, t], beta[row, t])
+        o, state = step(q[row, t], k[row, t], v[row, t], state, log_g[row, t], beta[row, t])
         output[row, t] = (o * (scale or q.shape[-1] ** -0.5)).to(v.dtype)
         intermediate_states[row, t] = state
     final_state[slot] = state
@@ -126,17 +125,17 @@ def by_value_head(x: torch.Tensor, num_v_heads: int) -> torch.Tensor:
 
 def step(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, state: torch.Tensor, log_g: torch.Tensor, beta: torch.Tensor
-) -> torch.Tensor:
-    """One token of n sequences, straight from the equations; moves `state` on in place.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of n sequences, straight from the equations.
 
     q, k [n, num_q_heads, d]; v [n, num_v_heads, d]; state [n, num_v_heads, d_v, d_k]; log_g, beta [n, num_v_heads]
-    -> S q [n, num_v_heads, d_v] float32, not scaled.
+    -> S q [n, num_v_heads, d_v] float32, not scaled; the next state.
     """
     q, k = by_value_head(q, v.shape[1]), by_value_head(k, v.shape[1])
-    state *= log_g.exp()[..., None, None]
-    delta = beta[..., None] * (v.float() - (state @ k[..., None])[..., 0])
-    state.addcmul_(delta[..., None], k[..., None, :])
-    return (state @ q[..., None])[..., 0]
+    s = state * log_g.exp()[..., None, None]
+    delta = beta[..., None] * (v.float() - (s @ k[..., None])[..., 0])
+    s.addcmul_(delta[..., None], k[..., None, :])
+    return (s @ q[..., None])[..., 0], s
 
 
 def chunk(
