@@ -10,6 +10,8 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,14 @@ MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth"]
 NEEDS_TORCH = r"import torch|importorskip|refgrid\.(proof|compare|inputs|normal)|\"-m\", \"pytest\""
 # A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.
 CRASH_SAFE = ["--dist=load", "--max-worker-restart=10000"]
+# Libraries bring pytest plugins along, older than pytest itself: their warnings would be errors of every run.
+OWN_PLUGINS = ["-p", "xdist.plugin", "-p", "refgrid.plugin"]
+
+# Seconds after Ctrl-C in which every case is accounted for; by itself nox kills after half a second.
+ACCOUNTING_TIME = 60
+
+# In place of what goes to pytest: compile ahead, and run no case.
+WARM = "--warm"
 
 # PyPI's build of torch for Linux brings the CUDA libraries along; what that costs is said before it happens.
 PYPI_TORCH_SIZE = "about 2.7 GB"
@@ -50,8 +60,9 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("refgrid", "check-environments")
     session.run("check-jsonschema", "--builtin-schema=vendor.github-workflows", *_workflows())
-    session.run("zizmor", "--offline", "--quiet", ".github/workflows")
+    session.run("zizmor", "--offline", "--quiet", "--persona=auditor", ".github/workflows")
 
 
 @nox.session(python=VENVS["cpu"]["python"])
@@ -68,13 +79,20 @@ def instrument(session: nox.Session) -> None:
     session.run("pytest", *_torch_free_tests(session), *session.posargs)
 
 
-@nox.session(python=VENVS["cpu"]["python"], default=False)
+@nox.session(default=False)
 def matrix(session: nox.Session) -> None:
-    """Prove every reference on this CPU and print the matrix; fails if a cell is red or nothing was proven."""
-    _install(session, "cpu")
-    # 1 = cases failed: the matrix says which, and its exit status is the one that counts.
-    _prove(session, "cpu", "--progress", "--no-header", "--no-summary", "-q", success_codes=[0, 1])
-    session.run("refgrid", "matrix")
+    """Run what this machine can and has not run, then print the matrix; fails if it is red or nothing was proven."""
+    _sync(session)
+    session.install("--no-deps", "--editable=groundtruth")
+    session.run("refgrid", "run", f"--nox={sys.executable}", *session.posargs, interrupt_timeout=ACCOUNTING_TIME)
+
+
+@nox.session(default=False)
+def ci(session: nox.Session) -> None:
+    """Plan the jobs of a workflow, or merge their records: `-- plan ...`, `-- merge ...`; needs no torch."""
+    _sync(session)
+    session.install("--no-deps", "--editable=groundtruth")
+    session.run("refgrid", "ci", *session.posargs)
 
 
 @nox.session(default=False)
@@ -108,36 +126,149 @@ def bench_references(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def wheelhouse(session: nox.Session) -> None:
+    """Collect the wheels that a machine without index lacks: -- NAME [--have FILE] [--parts 60MiB] [--output DIR]."""
+    _sync(session, "--group=test")
+    session.run("refgrid", "wheelhouse", *session.posargs)
+
+
+@nox.session(default=False)
 def lock(session: nox.Session) -> None:
-    """Write uv.lock and ci/locks/ anew; name environments after `--` to write only their locks."""
-    for name in session.posargs or ENVIRONMENTS:
-        _compile(session, name)
-    if not session.posargs:
-        session.run_install("uv", "lock", env=NO_INDEX_SETTINGS)
+    """Write uv.lock and ci/locks/ anew; name environments, or a CUDA, after `--` to write only their locks."""
+    session.run_install("uv", "lock", env=NO_INDEX_SETTINGS)
+    _sync(session, "--group=test")
+    session.run("refgrid", "lock", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def warm(session: nox.Session) -> None:
+    """Compile ahead what an environment's ground truth compiles, in its own caches: `-- NAME`; needs no GPU."""
+    name, *options = session.posargs or [""]
+    if name not in ENVIRONMENTS:
+        session.error(f"no environment is called {name!r}; legal values: {', '.join(ENVIRONMENTS)}")
+    session.notify(f"tests-{name}", posargs=[WARM, *options])  # whose virtual environment it is
 
 
 def _tests_session(name: str) -> None:
     """Declare `tests-<name>`."""
+    entry = ENVIRONMENTS[name]
+    overlay = entry["kind"] == "overlay"
 
     def prove(session: nox.Session) -> None:
-        _install(session, name)
-        _prove(session, name)
+        if session.posargs[:1] == [WARM]:
+            _warm(session, name)
+        else:
+            (_prove_overlay if overlay else _prove_venv)(session, name)
 
-    prove.__doc__ = f"Prove every reference in environment {name}: {', '.join(VENVS[name]['pins'])}."
-    nox.session(name=f"tests-{name}", python=VENVS[name]["python"], default=False)(prove)
+    prove.__doc__ = f"Prove every reference in environment {name}, the versions of {entry['origin']}."
+    python = False if overlay else entry["python"]
+    nox.session(name=f"tests-{name}", python=python, tags=[entry["kind"], *_group(entry)], default=False)(prove)
 
 
-for _name in VENVS:
+def _group_session(group: str, names: list[str]) -> None:
+    """Declare `tests-<CUDA>`: nox goes on after a red environment, and fails in the end."""
+
+    def prove(session: nox.Session) -> None:
+        for name in names:
+            session.notify(f"tests-{name}", posargs=session.posargs)
+
+    prove.__doc__ = f"Prove every reference in every environment of this CUDA: {', '.join(names)}."
+    nox.session(name=f"tests-{group}", venv_backend="none", default=False)(prove)
+
+
+def _group(entry: dict[str, Any]) -> list[str]:
+    """The CUDA as PyTorch's builds name it, "cu128"; none for the CPU."""
+    return [f"cu{entry['cuda'].replace('.', '')}"] if "cuda" in entry else []
+
+
+for _name in ENVIRONMENTS:
     _tests_session(_name)
+for _cuda in dict.fromkeys(group for entry in VENVS.values() for group in _group(entry)):
+    if _cuda not in VENVS:
+        _group_session(_cuda, [name for name, entry in VENVS.items() if _group(entry) == [_cuda]])
+
+
+def _warm(session: nox.Session, name: str) -> None:
+    """Where cases would run, but without any."""
+    _install(session, name)
+    told = [f"--environment={name}", *session.posargs[1:]]
+    session.run("refgrid", "warm", *told, env=_caches(session, name))
+
+
+def _prove_overlay(session: nox.Session, name: str) -> None:
+    """Over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
+    wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
+    if not (wheelhouse / "manifest.json").exists():
+        session.error(f"{wheelhouse}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {name}")
+    overlay, site = ["python3", "src/refgrid/overlay.py"], Path(session.cache_dir, "overlays", name)
+    laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
+    session.run(*overlay, "lay", *laid, external=True)
+    pytest = ["python3", "-m", "pytest", *OWN_PLUGINS, *_arguments(session, name)]
+    session.run(*overlay, "run", f"--target={site}", "--checkout=.", "--", *pytest, external=True)
+
+
+def _prove_venv(session: nox.Session, name: str) -> None:
+    """An environment that cannot be had ends in the matrix too: its cases take that verdict, with the words for it."""
+    unresolvable, log = LOCKS / f"{name}.unresolvable.txt", _install_log(session)
+    if unresolvable.exists():
+        _record(session, name, "unresolvable", unresolvable)
+        return
+    if _is_settled(session, name):
+        return
+    log.unlink(missing_ok=True)
+    try:
+        _install(session, name)
+    except nox.command.CommandFailed as failure:
+        with log.open("a") as words:
+            words.write(f"{failure.reason}\n")
+        _record(session, name, "install-fail", log)
+        session.error(f"{name} cannot be installed: {failure.reason}")
+    _audit(session, name)
+    _prove(session, name)
+
+
+def _audit(session: nox.Session, name: str) -> None:
+    """Is it what was asked for? An error ends the session here; what is odd, the records say too."""
+    device = [argument for argument in _arguments(session, name) if argument.startswith("--device=")][-1]
+    session.run("refgrid", "audit", f"--environment={name}", device, env=_caches(session, name))
+
+
+def _is_settled(session: nox.Session, name: str) -> bool:
+    """Whether nothing is due where this environment is installed already; then its record has been written."""
+    if not (tool := shutil.which("refgrid", path=session.bin)):
+        return False
+    # 1 = cases are due, or only pytest can tell; a broken environment ends otherwise, and is installed anew.
+    asked = [tool, "due", *_arguments(session, name)]
+    told = session.run(*asked, env=_caches(session, name), silent=True, success_codes=range(256))
+    session.log(str(told).strip())
+    return "written: " in str(told)
+
+
+def _record(session: nox.Session, name: str, verdict: str, reason: Path) -> None:
+    """What this run owes ends in the verdict. The session's environment is no use, so a light one records it."""
+    where = {"UV_PROJECT_ENVIRONMENT": str(Path(session.cache_dir, "record").absolute())}
+    session.run_install("uv", "sync", "--locked", "--no-default-groups", env=where)
+    light = f"--python={where['UV_PROJECT_ENVIRONMENT']}"
+    session.run_install("uv", "pip", "install", "--quiet", light, "--no-deps", "--editable=groundtruth")
+    told = ["--environment", name, "--verdict", verdict, "--reason-file", str(reason)]
+    # 1 = red cases: the record was written, which is what was asked for here.
+    command = ["uv", "run", "--no-sync", "refgrid", "record-failure", *told, "--", *_arguments(session, name)]
+    session.run(*command, env=where, success_codes=[0, 1])
 
 
 def _prove(session: nox.Session, name: str, *options: str, **run: Any) -> None:
     """The product in one environment; what is asked for on the command line comes last and wins."""
-    device = "cpu" if "cuda" not in VENVS[name] else _device(session)
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name)}
+    asked = [*OWN_PLUGINS, *_arguments(session, name, *options)]
+    session.run("pytest", *asked, env=alone, interrupt_timeout=ACCOUNTING_TIME, **run)
+
+
+def _arguments(session: nox.Session, name: str, *options: str) -> list[str]:
+    """Which cases, where, and on how many workers."""
+    device = "cpu" if "cuda" not in ENVIRONMENTS[name] else _device(session)
     sizes = ["-n2", "--test-sizes=small", "--memory=2GiB"] if device == "cpu" else ["-n1"]
     files = [] if any(".py" in argument for argument in session.posargs) else ["tests/references"]
-    given = [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *session.posargs]
-    session.run("pytest", *given, env=_caches(session, name), **run)
+    return [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *session.posargs]
 
 
 def _device(session: nox.Session) -> str:
@@ -170,10 +301,24 @@ def _sync(session: nox.Session, *groups: str) -> None:
 
 def _install(session: nox.Session, name: str) -> None:
     """One environment exactly as its lock pins it, and the members of this workspace."""
-    session.run_install("uv", "pip", "sync", "--require-hashes", f"ci/locks/{name}.txt")
+    _heard(session, "uv", "pip", "sync", "--require-hashes", f"ci/locks/{name}.txt")
     if "cuda" not in ENVIRONMENTS[name]:
         _install_cpu_torch(session, next(pin for pin in ENVIRONMENTS[name]["pins"] if pin.startswith("torch==")))
     session.install("--no-deps", *MEMBERS)
+
+
+def _heard(session: nox.Session, *command: str) -> None:
+    """Install, and keep what the installer says: the record of a failure quotes it."""
+    tee = shutil.which("tee")
+    if tee is None:
+        session.run_install(*command)
+        return
+    with subprocess.Popen([tee, str(_install_log(session))], stdin=subprocess.PIPE, text=True) as copy:
+        session.run_install(*command, stdout=copy.stdin, stderr=subprocess.STDOUT)
+
+
+def _install_log(session: nox.Session) -> Path:
+    return Path(session.create_tmp(), "install.log").absolute()
 
 
 def _install_cpu_torch(session: nox.Session, pin: str) -> None:
@@ -187,7 +332,9 @@ def _install_cpu_torch(session: nox.Session, pin: str) -> None:
             session.warn(f"{pin}: {place} cannot serve this machine")
         else:
             return
-    session.error(f"no place serves {pin} for Python {platform.python_version()} on {platform.platform()}")
+    refused = f"no place serves {pin} for Python {platform.python_version()} on {platform.platform()}"
+    session.warn(refused)
+    raise nox.command.CommandFailed(refused)
 
 
 def _torch_places() -> Iterator[tuple[str, list[str]]]:
@@ -200,34 +347,6 @@ def _torch_places() -> Iterator[tuple[str, list[str]]]:
         )
     yield "PyTorch's CPU index", ["--no-deps", "--torch-backend=cpu"]
     yield f"PyPI's build with its CUDA libraries ({PYPI_TORCH_SIZE} on Linux)", []
-
-
-def _compile(session: nox.Session, name: str) -> None:
-    """Pin one environment with hashes: its libraries, and what the instrument needs."""
-    entry, output = ENVIRONMENTS[name], LOCKS / f"{name}.txt"
-    folder = Path(session.create_tmp())
-    pins, without = folder / "pins.in", folder / "without.txt"
-    pins.write_text("".join(f"{pin}\n" for pin in entry["pins"]))
-    without.write_text("".join(f"{requirement}\n" for requirement in entry.get("without", [])))
-    output.unlink(missing_ok=True)  # uv keeps the pins that it finds there
-    needs = ["pyproject.toml", "--group=test", f"--excludes={without}"] if entry["kind"] == "venv" else ["--no-deps"]
-    torch = [] if "cuda" in entry else ["--no-emit-package=torch"]
-    told = f"nox -s lock -- {name} (as of {entry['exclude-newer']}, Python {entry['python']})"
-    session.run_install(
-        *("uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-annotate", f"--output-file={output}"),
-        *(f"--exclude-newer={entry['exclude-newer']}", f"--custom-compile-command={told}"),
-        *(str(pins), *needs, *torch, *_machines(entry)),
-        env=NO_INDEX_SETTINGS,
-    )
-
-
-def _machines(entry: dict[str, Any]) -> list[str]:
-    """Whom a lock serves: CUDA one Python on Linux (glibc 2.34, as sglang asks), the CPU wherever its Pythons run."""
-    lowest = entry["python"].removeprefix(">=").partition(",")[0]
-    return [
-        f"--python-version={lowest}",
-        "--python-platform=x86_64-manylinux_2_34" if "cuda" in entry else "--universal",
-    ]
 
 
 def _torch_free_tests(session: nox.Session) -> list[str]:

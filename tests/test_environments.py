@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refgrid import environments
-from refgrid.environments import CUDA_OF_TORCH, EnvironmentsError, load_environments, why_not_here
+from refgrid.environments import CUDA_OF_TORCH, EnvironmentsError, chosen, load_environments, load_table
 
 TABLE = Path(__file__).resolve().parents[1] / "ci" / "environments.toml"
 
@@ -45,9 +44,9 @@ def write(folder: Path, text: str) -> Path:
 def test_the_table_of_this_project_is_sound() -> None:
     declared = load_environments(TABLE)
 
-    assert {"cpu", "cu130", "cu130-overlay"} <= set(declared)
     assert declared["cpu"].cuda is None
-    assert declared["cu130"].cuda == "13.0"
+    assert {spec.group for spec in declared.values()} == {None, "cu124", "cu126", "cu128", "cu130", "cu132"}
+    assert len([spec for spec in declared.values() if spec.kind == "overlay"]) == 4
 
 
 def test_an_entry_is_read_whole(tmp_path: Path) -> None:
@@ -64,7 +63,8 @@ def test_the_torch_of_an_overlay_is_the_machines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("release", "cuda"), CUDA_OF_TORCH.items())
 def test_the_cuda_that_a_torch_has_is_accepted_and_no_other(tmp_path: Path, release: str, cuda: str) -> None:
     fitting = VENV.replace("torch==2.11.0", f"torch=={release}.0").replace('cuda = "13.0"', f'cuda = "{cuda}"')
-    assert load_environments(write(tmp_path, fitting))["cu130"].cuda == cuda
+    named = fitting.replace('"cu130"', f'"cu{cuda.replace(".", "")}-made"')
+    assert [spec.cuda for spec in load_environments(write(tmp_path, named)).values()] == [cuda]
 
     wrong = fitting.replace(f'cuda = "{cuda}"', 'cuda = "12.9"')
     with pytest.raises(EnvironmentsError, match=rf"torch {release}.0 is built for CUDA {cuda}, never for 12.9"):
@@ -79,6 +79,7 @@ def test_the_cuda_that_a_torch_has_is_accepted_and_no_other(tmp_path: Path, rele
         pytest.param('"venv"', '"container"', "kind: Input should be 'venv' or 'overlay'", id="unknown kind"),
         pytest.param('origin = "sglang 0.5.15"', "", "origin: Field required", id="missing key"),
         pytest.param('"cu130"', '"../cu130"', "name: String should match", id="name leaves the folder"),
+        pytest.param('"cu130"', '"cu128-made"', "a name for CUDA 13.0 begins with cu130-", id="name of another CUDA"),
         pytest.param('"3.12"', '"312"', "python: String should match", id="no Python version"),
         pytest.param('"3.12"', '">=3.11,<3.14"', "must be one version", id="CUDA on a range of Pythons"),
         pytest.param("torch==2.11.0", "torch>=2.11", "'torch>=2.11' is no exact pin", id="loose pin"),
@@ -108,6 +109,7 @@ def test_a_table_that_cannot_be_is_refused_with_the_reason(tmp_path: Path, old: 
     ("old", "new", "reason"),
     [
         pytest.param('machine = ["torch==2.11.0+cu130"]\n', "", "needs machine", id="over nothing"),
+        pytest.param('"overlay"', '"venv"\nomit = ["*.so"]', "belongs to kind overlay", id="trimmed venv"),
         pytest.param("torch==2.11.0+cu130", "triton==3.6.0", "no torch is pinned in machine", id="over no torch"),
         pytest.param('cuda = "13.0"', 'cuda = "12.8"', "cuda 12.8 contradicts torch 2.11.0+cu130", id="other CUDA"),
     ],
@@ -122,6 +124,40 @@ def test_an_overlay_that_cannot_be_is_refused_with_the_reason(tmp_path: Path, ol
 def test_a_name_is_declared_once(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentsError, match="'cu130' is declared twice"):
         load_environments(write(tmp_path, VENV + VENV))
+
+
+def test_the_name_of_a_cuda_means_all_of_it(tmp_path: Path) -> None:
+    """`tests-cu130` would be one environment's session, and that of all."""
+    with pytest.raises(EnvironmentsError, match=r"'cu130' means all environments of CUDA 13\.0: add whose set it is"):
+        load_environments(write(tmp_path, VENV + VENV.replace('"cu130"', '"cu130-made"')))
+
+
+def test_environments_are_chosen_by_name_or_cuda_in_the_tables_order(tmp_path: Path) -> None:
+    cpu = VENV.replace('"cu130"', '"cpu"').replace('cuda = "13.0"\n', "")
+    declared = load_environments(write(tmp_path, VENV.replace('"cu130"', '"cu130-made"') + cpu + OVERLAY))
+
+    def names(*wanted: str) -> list[str]:
+        return [spec.name for spec in chosen(wanted, declared)]
+
+    assert names("cpu", "cu130-made") == ["cu130-made", "cpu"]
+    assert names("cu130") == ["cu130-made", "cu130-overlay"]
+    assert names() == []
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    declared = load_environments(write(tmp_path, VENV.replace('"cu130"', '"cu130-made"') + OVERLAY))
+
+    reason = "no environment is called 'cu128', 'cu999'; legal values: cu130-made, cu130-overlay, cu130"
+    with pytest.raises(EnvironmentsError, match=f"^{reason}$"):
+        chosen(["cu999", "cu130", "cu128"], declared)
+
+
+def test_the_instruments_own_packages_are_named_as_distributions(tmp_path: Path) -> None:
+    head = '[instrument]\nexclude-newer = 2026-11-15\npackages = ["Pytest_XDist"]\n'
+    instrument = load_table(write(tmp_path, head + VENV)).instrument
+
+    assert instrument is not None
+    assert instrument.packages == ("pytest-xdist",)
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
@@ -143,21 +179,3 @@ def test_an_empty_table_is_refused(tmp_path: Path, text: str, reason: str) -> No
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentsError, match=r"nowhere\.toml: cannot be read"):
         load_environments(tmp_path / "nowhere.toml")
-
-
-@pytest.mark.parametrize(
-    ("found", "name", "reason"),
-    [
-        pytest.param([], "cu130", "this machine shows no NVIDIA GPU; on one that does: nox -s tests-cu130", id="none"),
-        pytest.param(["NVIDIA H200"], "cu130", "not run yet: nox -s tests-cu130", id="GPU"),
-        pytest.param(["NVIDIA H200"], "cu130-overlay", "over a machine's own torch==2.11.0+cu130", id="overlay"),
-        pytest.param([], "cpu", "not run yet: nox -s tests-cpu", id="CPU"),
-    ],
-)
-def test_a_column_without_records_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[str], name: str, reason: str
-) -> None:
-    cpu = VENV.replace('"cu130"', '"cpu"').replace('cuda = "13.0"\n', "")
-    monkeypatch.setattr(environments, "gpus", lambda: found)
-
-    assert reason in why_not_here(write(tmp_path, VENV + OVERLAY + cpu))[name]

@@ -547,6 +547,7 @@ class TestFiles:
             "environment": None,
             "dates": None,
             "reason": TestDeclared.WHY,
+            "findings": [],
             "notes": [],
             "planned": 0,
             "runs": [],
@@ -592,3 +593,28 @@ class TestFiles:
 
         assert (tmp_path / "matrix.md").read_bytes() == before
         assert sorted(file.name for file in tmp_path.iterdir()) == ["matrix.json", "matrix.md"]
+
+
+class TestFindings:
+    """What the audit found stands in the head of the column, in the terminal and in both files."""
+
+    def of(self, finding: str, **run_of: Any) -> Run:
+        found = run(all_are(Verdict.MATCH, cases(3)), **run_of)
+        return replace(found, header=replace(found.header, findings=(finding,)), late_findings=("late: norm",))
+
+    def test_they_are_shown_everywhere(self, tmp_path: Path) -> None:
+        matrix = build([self.of("nvcc is of CUDA 12.8")])
+
+        markdown, plain = (file.read_text() for file in write_files(matrix, tmp_path))
+        assert "! 2 findings" in printed(matrix)
+        assert "! cpu on CPU: nvcc is of CUDA 12.8" in printed(matrix)
+        assert "| nvcc is of CUDA 12.8; late: norm |" in markdown
+        assert json.loads(plain)["columns"][0]["findings"] == ["nvcc is of CUDA 12.8", "late: norm"]
+
+    def test_those_of_an_older_run_stand_as_long_as_an_outcome_of_it(self) -> None:
+        older = self.of("nvcc is of CUDA 12.8", started=OLD, name="old")
+        newer = run(all_are(Verdict.MATCH, cases(3)[:1]))
+
+        assert build([older, newer]).columns[0].findings == ()
+        assert "run old of 2026-08-01: nvcc is of CUDA 12.8" in build([older, newer]).columns[0].notes
+        assert build([older, run(all_are(Verdict.MATCH, cases(3)))]).columns[0].notes == ()

@@ -88,23 +88,22 @@ class TestFree:
         assert memory.bytes_free("cpu") == memory.bytes_free("cpu") == 12 * GIB
 
     @pytest.mark.parametrize(
-        ("workers", "gpus", "free", "held", "expected"),
+        ("workers", "free", "held", "expected"),
         [
-            pytest.param(1, 1, 139, 0, 126, id="alone: all but what contexts and workspaces take"),
-            pytest.param(5, 1, 60, 0, 25.2, id="an even share, though more is free at the moment"),
-            pytest.param(5, 1, 10, 8, 18, id="no more than is free and what its allocator holds"),
-            pytest.param(8, 4, 139, 0, 63, id="two on each of four"),
+            pytest.param(1, 139, 0, 126, id="alone: all but what contexts and workspaces take"),
+            pytest.param(5, 60, 0, 25.2, id="an even share, though more is free at the moment"),
+            pytest.param(5, 10, 8, 18, id="no more than is free and what its allocator holds"),
         ],
     )
-    def test_workers_share_the_gpus(
-        self, monkeypatch: pytest.MonkeyPatch, workers: int, gpus: int, free: float, held: float, expected: float
+    def test_workers_share_a_gpu(
+        self, monkeypatch: pytest.MonkeyPatch, workers: int, free: float, held: float, expected: float
     ) -> None:
         import torch
 
-        monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", str(workers))
+        monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "8")  # on all GPUs together
+        monkeypatch.setenv("REFGRID_WORKERS_ON_GPU", str(workers))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GIB, 140 * GIB))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: held * GIB)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
 
         assert memory.bytes_free("cuda") == pytest.approx(expected * GIB)
 

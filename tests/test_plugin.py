@@ -152,7 +152,8 @@ def test_a_match_carries_its_numbers(project: Project) -> None:
     assert comparison["output"] == "y"
     assert comparison["max_abs_error"] == 0
     assert {"inputs", "reference", "source", "truth", "compare"} >= set(outcome.seconds) >= {"truth", "compare"}
-    assert set(outcome.hashes) == {"inputs", "reference"}
+    parts = {"definition", "reference", "adapter", "workload", "expected", "tolerance"}
+    assert set(outcome.hashes) == {"inputs", "key", *parts}
 
 
 class Fault(NamedTuple):

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from refgrid.case import Case
 from refgrid.environment import Environment
-from refgrid.record import Header, Ledger, Outcome, RecordError, Run, Verdict, now, read_runs, verdict_counts
+from refgrid.ledger import Ledger
+from refgrid.record import Header, Outcome, RecordError, Run, Verdict, now, read_runs, verdict_counts
 
 CPU = Environment("cpu", "cpu", "3.11.9", "linux x86_64", "2.13.0", None, None, None, None, 0, {"torch": "2.13.0"})
 CASES = tuple(Case("double_n4", "double", "double", f"b{size}", "numerics", "torch") for size in (1, 2, 3))
@@ -137,7 +139,31 @@ def test_a_number_that_json_has_no_word_for_is_refused(open_ledger: OpenLedger, 
 def test_the_end_counts_the_verdicts(tmp_path: Path) -> None:
     last = json.loads(finished_file(tmp_path).read_text().splitlines()[-1])
 
-    assert last == {"type": "end", "verdicts": {"match": 3}}
+    assert (last["type"], last["verdicts"], last["findings"]) == ("end", {"match": 3}, [])
+
+
+def test_findings_of_the_head_and_of_the_end_are_read_back_each_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "run.jsonl", replace(header(), findings=("no nvcc", "mixed")))
+    ledger.finish("", ["compiled late: norm", "mixed"])
+
+    assert only_run(tmp_path).findings == ("no nvcc", "mixed", "compiled late: norm")
+
+
+def test_records_of_before_there_were_findings_are_read(tmp_path: Path) -> None:
+    file = finished_file(tmp_path)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    del lines[0]["findings"], lines[-1]["findings"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    assert only_run(tmp_path).findings == ()
+
+
+def test_findings_that_are_no_texts_name_file_and_line(tmp_path: Path) -> None:
+    file = finished_file(tmp_path)
+    file.write_text("".join(file.read_text().rpartition('"findings":[]')[0] + '"findings":[1]}'))
+
+    with pytest.raises(RecordError, match=r"run\.jsonl:5: 0: Input should be a valid string"):
+        read_runs(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [1, 2, 40])
@@ -231,7 +257,8 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_record import CASES, header
-from refgrid.record import Ledger, Outcome, RecordError, Verdict
+from refgrid.ledger import Ledger
+from refgrid.record import Outcome, RecordError, Verdict
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

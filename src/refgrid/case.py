@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, cast, get_args
 
 from refgrid.definition import DataSet, Definition, DefinitionError, Workload
@@ -42,7 +43,7 @@ class Case:
     seed: int = 0
     twin: str = ""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The case's name everywhere: in pytest, in records and in messages."""
         name = f"{self.definition}~twin" if self.twin else self.definition

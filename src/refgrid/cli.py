@@ -1,4 +1,4 @@
-"""The `refgrid` command: plan, render, add-reference-tests, matrix. pytest runs the cases."""
+"""The `refgrid` command: plan, render, add-reference-tests, matrix; see also `environment_commands`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from refgrid.audit_commands import audit, overlay, wheelhouse
+from refgrid.campaign_commands import here, run
 from refgrid.case import SIZES, Selection, Size, parse_sizes, plan
+from refgrid.ci_commands import ci
 from refgrid.definition import DataSet, Definition, DefinitionError, load_dataset
+from refgrid.due_commands import due, explain
+from refgrid.environment_commands import check_environments, lock, record_failure
 from refgrid.sources import Sources
+from refgrid.warm_command import warm
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _dataset = click.option("--dataset", type=_FOLDER, default=".", help="Data set to use (default: this folder).")
@@ -133,8 +139,9 @@ def add_reference_tests(
 @click.option("--environments", type=click.Path(path_type=Path), default="ci/environments.toml", help="The table.")
 def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by_definition: bool) -> None:
     """Print the compatibility matrix of all records; exit 1 when a cell is red, 2 when nothing was proven."""
+    from refgrid.digest import read_digested
     from refgrid.matrix import build, write_files
-    from refgrid.record import RecordError, read_runs
+    from refgrid.record import RecordError
     from refgrid.reference import text_hash
     from refgrid.terminal import print_matrix
 
@@ -142,7 +149,7 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     today = {name: text_hash(definition.reference) for name, definition in published.items()}
     op_types = {name: definition.op_type for name, definition in published.items()}
     try:
-        runs = [run.as_of(today) for run in read_runs(results)]
+        runs = [run.as_of(today) for run in read_digested(results, output / ".digests")]
         built = build(runs, _declared(environments), op_types)
     except (RecordError, ValueError) as error:
         _fail(str(error))
@@ -156,6 +163,18 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
 
 
 main.add_command(show_plan, "plan")
+main.add_command(audit)
+main.add_command(overlay)
+main.add_command(wheelhouse)
+main.add_command(check_environments)
+main.add_command(lock)
+main.add_command(record_failure)
+main.add_command(ci)
+main.add_command(due)
+main.add_command(explain)
+main.add_command(here)
+main.add_command(run)
+main.add_command(warm)
 
 
 def _load(folder: Path) -> DataSet:
@@ -174,9 +193,9 @@ def _published(dataset: Path) -> Mapping[str, Definition]:
 
 
 def _declared(file: Path) -> dict[str, str]:
-    from refgrid.environments import why_not_here
+    from refgrid.machine import why_not_recorded
 
-    return why_not_here(file) if file.exists() else {}
+    return why_not_recorded(file) if file.exists() else {}
 
 
 def _plan_table(counts: Counter[tuple[str, str, str]]) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from refgrid.carried import measured_at, with_evidence
 from refgrid.environment import Environment
 from refgrid.record import BY_HAND, Outcome, Run, Verdict
 from refgrid.smaller import told_changes
@@ -16,10 +17,11 @@ from refgrid.smaller import told_changes
 
 @dataclass(frozen=True)
 class Standing:
-    """An outcome that no newer run has replaced, and the run it is of."""
+    """An outcome that no newer run has replaced, the run it is of, and the start of the run that measured it."""
 
     outcome: Outcome
     run: Run
+    measured: str
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Column:
     """One environment on one kind of machine, as the newest run with a result measured it.
 
     `planned` counts the cases that the headers of the runs owe, whatever became of them. `notes` say where
-    older outcomes stand. A column without records has no environment and says in `reason` why.
+    older outcomes stand, `findings` what is odd about where the newest run ran. A column without records has no
+    environment and says in `reason` why.
     """
 
     title: str
@@ -36,6 +39,7 @@ class Column:
     runs: tuple[Run, ...] = ()
     planned: int = 0
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     reason: str = ""
 
     @property
@@ -50,22 +54,23 @@ class Column:
 
 
 def span(standing: Sequence[Standing]) -> tuple[str, str] | None:
-    """Oldest and newest start of the runs that real outcomes are of."""
-    started = sorted(entry.run.header.started for entry in standing if _real(entry.outcome))
+    """Oldest and newest start of the runs that measured real outcomes."""
+    started = sorted(entry.measured for entry in standing if _real(entry.outcome))
     return (started[0], started[-1]) if started else None
 
 
 def columns(runs: Sequence[Run], declared: Mapping[str, str]) -> tuple[Column, ...]:
     """A column for each environment and machine kind with records, then the declared ones without."""
     titles: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.header.started):
+    for run in sorted(with_evidence(runs), key=lambda run: run.header.started):
         titles.setdefault(run.header.environment.title, []).append(run)
     recorded = {run.header.environment.name for run in runs}
     empty = [Column(name, reason=reason) for name, reason in declared.items() if name not in recorded]
-    return (*(_column(title, titles[title]) for title in sorted(titles)), *empty)
+    by_name = {run.header.run: run for run in runs}
+    return (*(_column(title, titles[title], by_name) for title in sorted(titles)), *empty)
 
 
-def _column(title: str, runs: Sequence[Run]) -> Column:
+def _column(title: str, runs: Sequence[Run], by_name: Mapping[str, Run]) -> Column:
     standing: dict[str, Standing] = {}
     planned: Counter[str] = Counter()
     replaced: set[str] = set()
@@ -75,13 +80,13 @@ def _column(title: str, runs: Sequence[Run]) -> Column:
         for outcome in run.accounted():
             before = standing.get(outcome.case.id)
             if before is None or _real(outcome) or not _real(before.outcome):
-                standing[outcome.case.id] = Standing(outcome, run)
+                standing[outcome.case.id] = Standing(outcome, run, measured_at(outcome, run, by_name))
         replaced |= _drop_other_file(standing, run)
     replaced -= set(standing)
     owed = sum(count for case_id, count in planned.items() if case_id not in replaced)
     newest = _newest(runs, standing)
     notes = tuple(_notes(runs, standing, replaced))
-    return Column(title, newest.header.environment, standing, tuple(runs), owed, notes)
+    return Column(title, newest.header.environment, standing, tuple(runs), owed, notes, newest.findings)
 
 
 def _real(outcome: Outcome) -> bool:
@@ -118,6 +123,10 @@ def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], gone: set[str]
         yield from _unfinished(run, standing)
         if run is not newest:
             yield from _older(run, standing, newest)
+    carried = [entry for entry in standing.values() if entry.outcome.evidence]
+    if carried:
+        days = " to ".join(sorted({date[:10] for date in span(carried) or ()})) or "it was not run"
+        yield f"{_count(len(carried), 'outcome')} not measured again: nothing that counts has changed since {days}"
     by_hand = sum(BY_HAND.partition("{}")[0] in entry.outcome.reason for entry in standing.values())
     if by_hand:
         yield f"{_count(by_hand, 'outcome')} under a tolerance set by hand, not the table's"
@@ -153,6 +162,7 @@ def _older(run: Run, standing: Mapping[str, Standing], newest: Run) -> Iterator[
     stand = f"{_count(len(kept), 'outcome')} of {_name(run)} stand, no newer run has them"
     stand += f", measured with {' and '.join(before)}" if before else ""
     yield stand + (f", {other} of them with another text of the reference" if other else "")
+    yield from (f"{_name(run)}: {finding}" for finding in run.findings if finding not in newest.findings)
 
 
 def _texts(standing: Mapping[str, Standing]) -> dict[str, str]:

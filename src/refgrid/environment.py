@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import platform
 import re
 import shutil
@@ -64,6 +65,11 @@ def gpus() -> list[str]:
     return _nvidia()[1]
 
 
+def driver() -> str | None:
+    """Version of the NVIDIA driver; None without one."""
+    return _nvidia()[0]
+
+
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution)
@@ -86,12 +92,20 @@ def _torch_cuda() -> str | None:
 
 def _toolkit() -> str | None:
     """The release of the nvcc that a JIT compiler would find."""
-    nvcc = shutil.which("nvcc")
+    nvcc = _nvcc()
     if nvcc is None:
         return None
     told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
     release = re.search(r"release ([\d.]+), V([\d.]+)", told)
     return release.group(2) if release else None
+
+
+def _nvcc() -> str | None:
+    """Where FlashInfer and torch look: in CUDA_HOME, on the PATH, then in the usual folder."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which("nvcc", path=str(Path(home, "bin")))
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def _nvidia() -> tuple[str | None, list[str]]:

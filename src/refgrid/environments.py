@@ -6,7 +6,7 @@ What an environment turned out to be is measured by `refgrid.environment`; this 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,8 +15,6 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from refgrid.environment import gpus
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,6 +75,7 @@ class EnvironmentSpec(BaseModel):
     cuda: Annotated[str | None, Field(pattern=r"^\d+\.\d+$")] = None
     machine: Pins = ()
     without: tuple[str, ...] = ()
+    omit: tuple[str, ...] = ()
     origin: Annotated[str, Field(min_length=1)]
     exclude_newer: date
     note: str = ""
@@ -94,10 +93,22 @@ class EnvironmentSpec(BaseModel):
         """File name of the lock, beside the table in `locks/`."""
         return f"{self.name}.txt"
 
+    @property
+    def unresolvable(self) -> str:
+        """File name, beside the locks, of the resolver's words where there can be no lock any more."""
+        return f"{self.name}.unresolvable.txt"
+
+    @property
+    def group(self) -> str | None:
+        """All environments of one CUDA, by the name that PyTorch's builds give it: "cu130"; None without CUDA."""
+        return f"cu{self.cuda.replace('.', '')}" if self.cuda else None
+
     @model_validator(mode="after")
     def _fits_its_kind(self) -> EnvironmentSpec:
         if self.kind == "venv" and self.machine:
             raise ValueError("machine belongs to kind overlay; a venv brings all it needs in pins")
+        if self.kind == "venv" and self.omit:
+            raise ValueError("omit belongs to kind overlay; a venv's wheels are installed whole")
         if self.kind == "overlay" and not self.machine:
             raise ValueError("kind overlay needs machine: what is laid over what")
         if self.cuda and self.python.startswith(">="):
@@ -113,50 +124,83 @@ class EnvironmentSpec(BaseModel):
             _check_cuda(torch, self.cuda)
         return self
 
+    @model_validator(mode="after")
+    def _is_called_as_its_cuda(self) -> EnvironmentSpec:
+        if self.kind == "venv" and self.group and self.name.partition("-")[0] != self.group:
+            raise ValueError(f"a name for CUDA {self.cuda} begins with {self.group}-: tests-{self.group} runs them all")
+        return self
+
+
+class Instrument(BaseModel):
+    """Distributions that only the instrument uses, and their date, the same in every environment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=lambda name: name.replace("_", "-"))
+
+    exclude_newer: date
+    packages: tuple[Annotated[str, AfterValidator(canonicalize_name)], ...]
+
+
+class EnvironmentTable(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    environment: tuple[EnvironmentSpec, ...]
+    instrument: Instrument | None = None
+
+    @property
+    def by_name(self) -> dict[str, EnvironmentSpec]:
+        """Every environment, in the file's order."""
+        return {spec.name: spec for spec in self.environment}
+
+    @model_validator(mode="after")
+    def _has_unique_names(self) -> EnvironmentTable:
+        if not self.environment:
+            raise ValueError("environment: none is declared")
+        _unique([spec.name for spec in self.environment], "is declared twice")
+        groups = [spec.group for spec in self.environment if spec.kind == "venv"]
+        for spec in self.environment:
+            if spec.name == spec.group and groups.count(spec.group) > 1:
+                raise ValueError(f"{spec.name!r} means all environments of CUDA {spec.cuda}: add whose set it is")
+        return self
+
 
 def load_environments(file: Path) -> dict[str, EnvironmentSpec]:
-    """Every declared environment by name, in the file's order.
+    """Every declared environment by name, in the file's order; raises EnvironmentsError as `load_table` does."""
+    return load_table(file).by_name
+
+
+def load_table(file: Path) -> EnvironmentTable:
+    """The whole table.
 
     Raises EnvironmentsError naming file, entry, field and reason.
     """
     try:
         entries = tomllib.loads(file.read_text(encoding="utf-8"))
-        specs = _Table.model_validate(entries).environment
+        return EnvironmentTable.model_validate(entries)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EnvironmentsError(f"{file}: cannot be read: {error}") from error
     except ValidationError as error:
         raise EnvironmentsError("\n".join(f"{file}: {_told(each, entries)}" for each in error.errors())) from error
-    return {spec.name: spec for spec in specs}
 
 
-def why_not_here(file: Path) -> dict[str, str]:
-    """For every declared environment why it may have no records here: what this machine lacks, or what to run.
+def chosen(names: Iterable[str], declared: Mapping[str, EnvironmentSpec]) -> list[EnvironmentSpec]:
+    """The environments of these names, in the table's order; a CUDA such as cu128 names all of its environments.
 
-    Raises EnvironmentsError as `load_environments` does.
+    Raises EnvironmentsError for a name that is not declared, with those that are.
     """
-    found = gpus()
-    return {name: _why_not(spec, found) for name, spec in load_environments(file).items()}
+    wanted = set(names)
+    groups = {spec.group for spec in declared.values() if spec.group}
+    if unknown := sorted(wanted - set(declared) - groups):
+        legal = ", ".join([*declared, *sorted(groups - set(declared))])
+        raise EnvironmentsError(f"no environment is called {', '.join(map(repr, unknown))}; legal values: {legal}")
+    return [spec for spec in declared.values() if spec.name in wanted or spec.group in wanted]
 
 
-def _why_not(spec: EnvironmentSpec, found: Sequence[str]) -> str:
-    if spec.kind == "overlay":
-        return f"wheels laid by hand over a machine's own {', '.join(spec.machine)}"
-    if spec.cuda and not found:
-        return f"this machine shows no NVIDIA GPU; on one that does: nox -s tests-{spec.name}"
-    return f"not run yet: nox -s tests-{spec.name}"
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    environment: tuple[EnvironmentSpec, ...]
-
-    @model_validator(mode="after")
-    def _has_unique_names(self) -> _Table:
-        if not self.environment:
-            raise ValueError("environment: none is declared")
-        _unique([spec.name for spec in self.environment], "is declared twice")
-        return self
+def resolvers_words(file: Path) -> str:
+    """Why a set cannot be resolved any more: the file without its head, on one line."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.strip() for line in lines if not line.startswith("#"))
 
 
 def _check_cuda(torch: Version, cuda: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,17 @@ def judge(error: BaseException) -> tuple[Verdict, str]:
     if isinstance(error, DefinitionError):
         return Verdict.ERROR, str(error)
     return Verdict.ERROR, f"{type(error).__name__}: {_first_line(error)}"
+
+
+def forget_locals(error: BaseException) -> None:
+    """Let go of the tensors in the frames that raised: an error that is kept, or a cycle, holds gigabytes otherwise.
+
+    Its traceback still names every line; frames that still run keep what they have.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__
 
 
 def _first_line(error: BaseException) -> str:

@@ -175,7 +175,8 @@ def _column(column: Column) -> dict[str, Any]:
         for run in column.runs
     ]
     environment = asdict(column.environment) if column.environment else None
-    told = {"reason": column.reason, "notes": list(column.notes), "planned": column.planned}
+    remarks = {"findings": list(column.findings), "notes": list(column.notes)}
+    told = {"reason": column.reason, **remarks, "planned": column.planned}
     return {
         "title": column.title,
         "environment": environment,

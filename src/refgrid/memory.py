@@ -22,6 +22,9 @@ _WORK, _MOST_WORK = 4, 2 * 2**30
 # Of a GPU's memory, what the CUDA context and the libraries' workspaces leave.
 _SHARE_OF_GPU = 0.9
 
+# Set by the lease of a GPU: how many workers have one on it.
+WORKERS_ON_GPU = "REFGRID_WORKERS_ON_GPU"
+
 
 def weights(definition: Definition) -> dict[str, float]:
     """The inputs that are the same at every size, and their bytes."""
@@ -50,6 +53,11 @@ def bytes_needed(definition: Definition, axes: Mapping[str, int]) -> float:
 def bytes_free(device: str, limit: float = math.inf) -> float:
     """What this worker may take of the device's memory: its share, what is free of it, and at most `limit`."""
     return min(limit, _free_on_gpu() if device == "cuda" else _free_on_cpu())
+
+
+def share_of_gpu(total: float, workers: int) -> float:
+    """What each of the workers on a GPU with so much memory may take."""
+    return _SHARE_OF_GPU * total / workers
 
 
 def told_lack(definition: Definition, free: float) -> str:
@@ -91,12 +99,12 @@ def _bytes(spec: TensorSpec, axes: Mapping[str, int]) -> float:
 
 
 def _free_on_gpu() -> float:
-    """Workers share the GPUs evenly; what this one's allocator holds is free for its next case."""
+    """Workers share a GPU evenly; what this one's allocator holds is free for its next case."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
-    a_gpu = math.ceil(_workers() / max(1, torch.cuda.device_count()))
-    return float(min(_SHARE_OF_GPU * total / a_gpu, free + torch.cuda.memory_reserved()))
+    workers = int(os.environ.get(WORKERS_ON_GPU, "1"))
+    return float(min(share_of_gpu(total, workers), free + torch.cuda.memory_reserved()))
 
 
 @cache

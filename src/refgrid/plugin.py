@@ -5,35 +5,28 @@ Torch is imported only inside a worker, when its first case runs.
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import asdict
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import pytest
 
-from refgrid.case import SIZES, Case, Selection, plan
-from refgrid.contract import METHODS, Prove, ReferenceContract, method_of
-from refgrid.definition import DataSet, DefinitionError, load_dataset
-from refgrid.expected import ExpectedError, ExpectedFailures, load_expected
-from refgrid.finding import judge
-from refgrid.generate import definitions_with_tests
+from refgrid.budget import Budget
+from refgrid.case import Case
+from refgrid.contract import METHODS, Prove, ReferenceContract
+from refgrid.controller import leases_there, register_runner
+from refgrid.expected import ExpectedFailures
+from refgrid.finding import forget_locals, judge
+from refgrid.grid import Grid
 from refgrid.options import add_options
 from refgrid.record import BY_HAND, CUT, Verdict
 from refgrid.recorder import Recorder
+from refgrid.settled import Settled, tolerance_asked
 from refgrid.smaller import told_changes
-from refgrid.sources import Sources
 from refgrid.tolerance import tolerance_of
 
-if TYPE_CHECKING:
-    from refgrid.proof import Prover
-
-_DEFAULT_SIZES = ("small", "medium")
 _FOUND = pytest.StashKey[dict[str, Any]]()
-_GRID = pytest.StashKey["Grid"]()
+_GRID = pytest.StashKey[Grid]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,8 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Say what the marker means; the controller keeps the records."""
     config.addinivalue_line("markers", "slow: a large size; runs only where --test-sizes names it")
     config.stash[_GRID] = Grid(config)
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Recorder(config, config.stash[_GRID]), "refgrid-recorder")
+    if budget := config.getoption("--budget"):
+        config.pluginmanager.register(Budget(config, budget), "refgrid-budget")
+    settled = Settled(config, config.stash[_GRID])
+    config.pluginmanager.register(settled, "refgrid-settled")
+    recorder = None if hasattr(config, "workerinput") else Recorder(config, config.stash[_GRID], settled)
+    register_runner(config, config.stash[_GRID], recorder)
+    if recorder:
+        config.pluginmanager.register(recorder, "refgrid-recorder")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -56,95 +55,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         _ = session.config.stash[_GRID].cases
 
 
-class Grid:
-    """What one pytest process knows about the data set: planned cases and, in a worker, the prover."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    @cached_property
-    def sources(self) -> Sources:
-        """The ground-truth sources that are installed."""
-        return Sources()
-
-    @cached_property
-    def dataset(self) -> DataSet:
-        """The data set under test. Raises UsageError when there is none."""
-        try:
-            return load_dataset(self.root)
-        except DefinitionError as error:
-            raise pytest.UsageError(str(error)) from error
-
-    @property
-    def root(self) -> Path:
-        """The data set's folder."""
-        return cast(Path, self._config.getoption("--dataset") or self._config.rootpath)
-
-    @cached_property
-    def cases(self) -> dict[str, Case]:
-        """Every case that the options select, by id; raises UsageError naming the legal values."""
-        option = self._config.getoption
-        selection = Selection(tuple(option("--op-type")), tuple(option("--definition-name")), SIZES, option("--seed"))
-        serving = {op: self.sources.serving(op) for op in self.sources.ops}
-        try:
-            return {case.id: case for case in plan(self.dataset, serving, selection)}
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from error
-
-    @cached_property
-    def by_definition(self) -> dict[tuple[str, str], list[Case]]:
-        """Cases by definition and contract method."""
-        grouped = defaultdict(list)
-        for case in self.cases.values():
-            grouped[case.definition, method_of(case)].append(case)
-        return grouped
-
-    @cached_property
-    def order(self) -> dict[str, int]:
-        """The place of each case: cases of one workload stand together and share its inputs."""
-        return {case_id: place for place, case_id in enumerate(self.cases)}
-
-    @cached_property
-    def expected(self) -> ExpectedFailures:
-        """The known failures of this environment; raises UsageError for an entry that is not true any more."""
-        option = self._config.getoption
-        try:
-            found = load_expected(self.root / "ci" / "expected_failures.toml", option("--environment"))
-            if not option("--op-type") and not option("--definition-name"):
-                found.check(self.cases)
-        except ExpectedError as error:
-            raise pytest.UsageError(str(error)) from error
-        return found
-
-    @cached_property
-    def device(self) -> str:
-        """Where cases run."""
-        return cast(str, self._config.getoption("--device")) or _best_device()
-
-    @cached_property
-    def prover(self) -> Prover:
-        """Imports torch."""
-        _share_cores()
-        from refgrid.proof import Prover
-
-        return Prover(self.dataset, self.sources, self.device, self._config.getoption("--memory"))
-
-    def cases_for(self, contract: type[ReferenceContract], method: str, file: Path) -> list[Case]:
-        """The cases of one method of one test class, limited to the sizes asked for."""
-        sizes = self._config.getoption("--test-sizes") or contract.test_sizes or _DEFAULT_SIZES
-        return [
-            case
-            for name in self._names(contract, file)
-            for case in self.by_definition.get((name, method), ())
-            if case.size in sizes
-        ]
-
-    def _names(self, contract: type[ReferenceContract], file: Path) -> list[str]:
-        foreign = self._config.getoption("--dataset") is not None
-        if contract.definition_name is not None:
-            return [] if foreign else [contract.definition_name]
-        tested = set() if foreign else set(definitions_with_tests(file.parent))
-        return [name for name in dict.fromkeys(c.definition for c in self.cases.values()) if name not in tested]
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """`-n auto`: one worker a lease; on a CPU as xdist has it."""
+    return leases_there(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -182,6 +96,7 @@ def prove(request: pytest.FixtureRequest) -> Prove:
             bound = _bound_by_hand(request)
             proof = prover.prove(case, None if bound is None else tolerance_of(bound))
         except Exception as error:
+            forget_locals(error)
             found["error"] = error
             verdict, reason = judge(error)
             if verdict.colour == "yellow":  # nobody reads its traceback, and formatting one costs 60 ms
@@ -206,8 +121,9 @@ def pytest_runtest_makereport(
         item.stash[_FOUND] = {}  # an error's traceback would keep the tensors of its case until the run ends
         error = found.get("error") or (call.excinfo.value if call.excinfo else None)
         outcome = _outcome(case, found, error, item.config.stash[_GRID].expected)
+        outcome["hashes"] = {**outcome["hashes"], "tolerance": tolerance_asked(item)}
         report.user_properties.append(("refgrid", outcome))
-        _colour(report, item, Verdict(outcome["verdict"]), outcome["reason"])
+        colour(report, item, Verdict(outcome["verdict"]), outcome["reason"])
     return report
 
 
@@ -240,7 +156,7 @@ def _outcome(
     }
 
 
-def _colour(report: pytest.TestReport, item: pytest.Item, verdict: Verdict, reason: str) -> None:
+def colour(report: pytest.TestReport, item: pytest.Item, verdict: Verdict, reason: str) -> None:
     """Yellow verdicts are pytest's skips, each with its reason; red ones stay failures."""
     if verdict.colour == "yellow":
         report.outcome = "skipped"
@@ -268,15 +184,3 @@ def _is_contract(cls: type | None) -> bool:
 
 def _of_contract(item: pytest.Item) -> bool:
     return isinstance(item, pytest.Function) and _is_contract(item.cls) and item.originalname in METHODS
-
-
-def _best_device() -> str:
-    from refgrid.environment import gpus
-
-    return "cuda" if gpus() else "cpu"
-
-
-def _share_cores() -> None:
-    """Workers on one CPU share its cores instead of each taking all; torch reads this once, at import."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))

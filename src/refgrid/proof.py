@@ -55,6 +55,10 @@ class Prover:
         """From what to what the last case's axes were cut, so that it fits into memory."""
         return self._bench.shrunk
 
+    def clear(self) -> None:
+        """Let go of the memory that the last case's workload takes."""
+        self._bench.clear()
+
     def prove(self, case: Case, tolerance: Tolerance | None = None) -> Proof:
         """Check one case; returns what was measured, raises Finding when the case does not match.
 

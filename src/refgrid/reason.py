@@ -24,11 +24,14 @@ class Reason:
 
 
 def reasons(columns: Sequence[Column]) -> tuple[Reason, ...]:
-    """One entry for outcomes whose reasons differ in numbers only; a match is listed if it says something."""
+    """One entry for outcomes whose reasons differ in numbers only.
+
+    A match, cached or not, is listed if it says something.
+    """
     groups: dict[tuple[str, str, Verdict, str], list[Outcome]] = {}
     for column in columns:
         for outcome in (entry.outcome for entry in column.outcomes):
-            if outcome.reason or outcome.verdict is not Verdict.MATCH:
+            if outcome.reason or outcome.verdict not in (Verdict.MATCH, Verdict.CACHED):
                 key = (column.title, against(outcome.case), outcome.verdict, without_numbers(outcome.reason))
                 groups.setdefault(key, []).append(outcome)
     listed = [

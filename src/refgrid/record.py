@@ -1,17 +1,16 @@
 """Records: one JSON line a case, written and flushed as soon as it is known, and read back by the matrix.
 
 A file is a sequence of runs; a run is a header line (environment and every planned case), outcome lines, an end line.
-A run without an end line was killed; what it planned and did not record is `not-run`.
+A run without an end line was killed; what it planned and did not record is `not-run`. A `resume` line opens a killed or
+interrupted run again: outcomes after it take the place of `not-run` ones, and of no others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -67,7 +66,8 @@ class Outcome:
 
     `comparisons` are refgrid.compare.Comparison as dictionaries, `seconds` and `hashes` say what was spent and used;
     `axes` are those that were run, `shrunk` says from what to what some were cut because the workload did not fit into
-    the memory there was.
+    the memory there was. `evidence` names the run whose outcome stands, where nothing had changed;
+    `device` is the GPU that it ran on, by name and UUID.
     """
 
     case: Case
@@ -78,27 +78,45 @@ class Outcome:
     hashes: Mapping[str, str] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     shrunk: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    evidence: str = ""
+    device: str = ""
 
 
 @checked(frozen=True)
 class Header:
-    """The first line of a run: where it ran and every case it owes."""
+    """The first line of a run: where it ran, every case it owes, and what the audit found before the first.
+
+    `parts` are those of the keys of all its cases, see refgrid.key.
+    """
 
     run: str
     started: str
     refgrid: str
     environment: Environment
     planned: tuple[Case, ...]
+    findings: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as read back; `finished` is False when its end line is missing."""
+    """One run as read back; `finished` is False when its end line is missing.
+
+    `late_findings` are those of the end line, which nobody could know before the first case; `stopped` is why the rest
+    had no turn, where there was a rest.
+    """
 
     header: Header
     outcomes: Mapping[str, Outcome]
     finished: bool
     file: Path
+    late_findings: tuple[str, ...] = ()
+    stopped: str = ""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What is odd about where it ran, each once: the audit's findings, then the late ones."""
+        return tuple(dict.fromkeys((*self.header.findings, *self.late_findings)))
 
     def accounted(self) -> list[Outcome]:
         """One outcome for every planned case, in planned order: what was not recorded is `not-run`."""
@@ -118,59 +136,12 @@ class Run:
 BY_HAND = "tolerance set to {} by hand"
 # How it says that a workload was cut; `Outcome.shrunk` has the numbers.
 CUT = "cut to fit into memory: {}"
+# Why a case was not run that could be run when its run goes on.
+INTERRUPTED = "the run was interrupted before its turn"
 
 
 class RecordError(RuntimeError):
     """Records cannot be written or read: names the file and the reason."""
-
-
-class Ledger:
-    """The writer of one run: refuses a case that was not planned or that is already closed.
-
-    Raises RecordError when the folder cannot take the run, before the first case.
-    """
-
-    # What one outcome takes with two compared outputs, measured at 2.2 kB; asked for before the first case.
-    BYTES_PER_CASE = 4096
-
-    def __init__(self, path: Path, header: Header) -> None:
-        self.path, self.header = path, header
-        self._open = {case.id: case for case in header.planned}
-        self.verdicts: Counter[str] = Counter()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _demand_space(path.parent, self.BYTES_PER_CASE * (len(header.planned) + 1))
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise RecordError(f"{path}: records cannot be written: {error.strerror or error}") from error
-        self._write({"type": "run", **asdict(header)})
-
-    def close_case(self, outcome: Outcome) -> None:
-        """Write one outcome now; raises RecordError for a case that is unknown or already has its verdict."""
-        if outcome.case.id not in self._open:
-            raise RecordError(f"{outcome.case.id}: is not planned in this run or already has a verdict")
-        self._write({"type": "outcome", **_plain(outcome)})
-        del self._open[outcome.case.id]
-        self.verdicts[outcome.verdict.value] += 1
-
-    def finish(self, reason: str) -> None:
-        """Close every open case as `not-run` with the reason, then the run."""
-        for case in list(self._open.values()):
-            self.close_case(Outcome(case, Verdict.NOT_RUN, reason))
-        self._write({"type": "end", "verdicts": dict(self.verdicts)})
-        self._file.close()
-
-    @property
-    def open_cases(self) -> Mapping[str, Case]:
-        """The planned cases that have no verdict yet."""
-        return self._open
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise RecordError(f"{self.path}: a record cannot be written: {error.strerror or error}") from error
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -178,7 +149,7 @@ def read_runs(folder: Path) -> list[Run]:
 
     A last line that a kill cut short is left out; any other unreadable line raises RecordError naming file and line.
     """
-    runs = [run for path in sorted(folder.rglob("*.jsonl")) for run in _runs(path)]
+    runs = [run for path in sorted(folder.rglob("*.jsonl")) for run in runs_of(path)]
     return sorted(runs, key=lambda run: run.header.started)
 
 
@@ -196,45 +167,59 @@ def now() -> str:
 
 _HEADER = TypeAdapter(Header)
 _OUTCOME = TypeAdapter(Outcome)
-_Line = TypeVar("_Line", Header, Outcome)
+_FINDINGS = TypeAdapter(tuple[str, ...])
+_Line = TypeVar("_Line", Header, Outcome, tuple[str, ...])
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    """The case by its id alone: the header holds the rest."""
-    return {**asdict(outcome), "case": outcome.case.id, "verdict": outcome.verdict.value}
-
-
-def _demand_space(folder: Path, size: int) -> None:
-    """Fail now, not at the thousandth record, when the disk or the quota cannot hold the run."""
-    probe = folder / f".space-{os.getpid()}"
-    try:
-        with probe.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            probe.unlink()
-
-
-def _runs(path: Path) -> Iterator[Run]:
-    header: Header | None = None
-    outcomes: dict[str, Outcome] = {}
-    cases: dict[str, Case] = {}
+def runs_of(path: Path) -> Iterator[Run]:
+    """The runs of one file, in its order; raises RecordError as `read_runs` does."""
+    run: _Reading | None = None
     for number, kind, line in _lines(path):
         if kind == "run":
-            if header:
-                yield Run(header, outcomes, False, path)
-            header, outcomes = _parsed(path, number, _HEADER, line), {}
-            cases = {case.id: case for case in header.planned}
-        elif header is None:
+            if run:
+                yield run.read()
+            run = _Reading(path, _parsed(path, number, _HEADER, line))
+        elif run is None:
             raise RecordError(f"{path}: begins with a {kind!r} line but should begin with a 'run' line")
-        elif kind == "outcome":
-            case = _planned(path, number, cases, line.get("case"))
-            outcomes[case.id] = _parsed(path, number, _OUTCOME, {**line, "case": case})
+        else:
+            run.take(number, kind, line)
+    if run:
+        yield run.read()
+
+
+class _Reading:
+    """One run while its lines are read."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self._path, self._header = path, header
+        self._cases = {case.id: case for case in header.planned}
+        self._outcomes: dict[str, Outcome] = {}
+        self._finished, self._stopped = False, ""
+        self._findings: tuple[str, ...] = ()
+
+    def take(self, number: int, kind: str, line: Mapping[str, Any]) -> None:
+        if kind == "outcome":
+            self._outcome(number, line)
         elif kind == "end":
-            yield Run(header, outcomes, True, path)
-            header = None
-    if header:
-        yield Run(header, outcomes, False, path)
+            self._finished, self._stopped = True, str(line.get("stopped", ""))
+            self._findings += _parsed(self._path, number, _FINDINGS, line.get("findings", ()))
+        elif kind == "resume":  # what had no turn may have one now; every other verdict stays
+            self._finished, self._stopped = False, ""
+            self._outcomes = {
+                name: each for name, each in self._outcomes.items() if each.verdict is not Verdict.NOT_RUN
+            }
+
+    def read(self) -> Run:
+        return Run(self._header, self._outcomes, self._finished, self._path, self._findings, self._stopped)
+
+    def _outcome(self, number: int, line: Mapping[str, Any]) -> None:
+        case = self._cases.get(str(line.get("case")))
+        if case is None:
+            raise RecordError(f"{self._path}:{number}: {line.get('case')!r} is no case that its run planned")
+        if self._finished or case.id in self._outcomes:
+            what = "stands after the end of its run" if self._finished else "has its verdict already"
+            raise RecordError(f"{self._path}:{number}: {case.id} {what}, and only a 'resume' line opens a run again")
+        self._outcomes[case.id] = _parsed(self._path, number, _OUTCOME, {**line, "case": case})
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -252,14 +237,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         yield number, kind, line
 
 
-def _planned(path: Path, number: int, cases: Mapping[str, Case], case_id: object) -> Case:
-    case = cases.get(str(case_id))
-    if case is None:
-        raise RecordError(f"{path}:{number}: {case_id!r} is no case that its run planned")
-    return case
-
-
-def _parsed(path: Path, number: int, adapter: TypeAdapter[_Line], line: Mapping[str, Any]) -> _Line:
+def _parsed(path: Path, number: int, adapter: TypeAdapter[_Line], line: object) -> _Line:
     try:
         return adapter.validate_python(line)
     except ValidationError as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import sys
 import uuid
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +17,19 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from refgrid import kernel_cache
+from refgrid.audit import EXIT_CODE, audit_named
 from refgrid.case import Case
-from refgrid.contract import METHODS
-from refgrid.environment import measure
-from refgrid.record import Header, Ledger, Outcome, RecordError, Verdict, now
+from refgrid.environment import Environment
+from refgrid.environments import EnvironmentsError
+from refgrid.late_compiles import CompiledModules
+from refgrid.ledger import Ledger
+from refgrid.record import INTERRUPTED, Header, Outcome, RecordError, Verdict, now
+from refgrid.settled import Settled, is_green
+from refgrid.worker import NoLease, WaitingForGpu
 
 if TYPE_CHECKING:
-    from refgrid.plugin import Grid
+    from refgrid.grid import Grid
 
 
 _OUTCOME = TypeAdapter(Outcome)
@@ -29,12 +38,29 @@ _OUTCOME = TypeAdapter(Outcome)
 class Recorder:
     """Opens the ledger when the cases are known, closes it when the session ends, whatever ended it."""
 
-    def __init__(self, config: pytest.Config, grid: Grid) -> None:
-        self._config, self._grid = config, grid
+    def __init__(self, config: pytest.Config, grid: Grid, settled: Settled) -> None:
+        self._config, self._grid, self._settled = config, grid, settled
         self._ledger: Ledger | None = None
         self._bar = _Bar() if config.getoption("--progress") else None
-        self._stopped = ""
+        self._session: pytest.Session | None = None
+        self._stopped, self._broken = "", ""
+        self._findings: tuple[str, ...] = ()
+        self._explained: list[str] = []
+        self.late_findings: list[str] = []  # what others find out during the run; written with its end
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """What would make the whole column untrue ends the run here, before a worker starts."""
+        self._session = session
+        self._compiled = CompiledModules(kernel_cache.flashinfer_base())
+        option = self._config.getoption
+        if option("--no-audit"):
+            self._findings = ("not audited: --no-audit",)
+        if option("collectonly") or option("--no-audit"):
+            return
+        self._findings = audited(self._config.rootpath / "ci" / "environments.toml", self._settled.environment)
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Without xdist this process has collected the cases itself."""
         self._plan([item.nodeid for item in session.items])
@@ -49,10 +75,6 @@ class Recorder:
         for name, value in report.user_properties:
             if name == "refgrid":
                 self._close(_OUTCOME.validate_python(value))
-        if str(report.when) == "???":  # xdist's report of a worker that died in the middle of a case
-            case = self._planned(report.nodeid)
-            if case:
-                self._close(Outcome(case, Verdict.CRASH, str(report.longrepr).strip().splitlines()[0]))
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Under the progress bar no letter a test."""
@@ -60,9 +82,20 @@ class Recorder:
             return report.outcome, "", ""
         return None
 
-    def pytest_keyboard_interrupt(self) -> None:
-        """Remember why the rest did not run."""
-        self._stopped = "the run was interrupted before its turn"
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        """A process without a GPU is heard at once, not with pytest's other warnings at the end."""
+        message, terminal = warning_message.message, self._config.pluginmanager.get_plugin("terminalreporter")
+        if isinstance(message, WaitingForGpu | NoLease) and terminal:
+            terminal.write_line(f"\n{message}", yellow=True)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Remember why the rest did not run; xdist ends a run with `-x` as if somebody had interrupted it."""
+        enough = "stopping after" in str(excinfo.value)
+        self.stopped("the run stopped before its turn, as -x or --maxfail asks" if enough else INTERRUPTED)
+
+    def stopped(self, reason: str) -> None:
+        """Say why what has not run yet will not run; the first reason counts."""
+        self._stopped = self._stopped or reason
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -70,11 +103,19 @@ class Recorder:
         if self._ledger is None:
             return
         gap = len(self._ledger.open_cases)
-        self._ledger.finish(self._stopped or "the run ended before its turn")
-        if gap and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self._broken:
+            return  # the records end where they broke off
+        self.late_findings += self._compiled.late()
+        self._ledger.finish(self._stopped or "the run ended before its turn", self.late_findings)
+        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            wrong = gap or not is_green(self._ledger.verdicts)  # red may be what a run that goes on had before
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED if wrong else pytest.ExitCode.OK
         if self._bar:
             self._bar.stop()
+
+    def pytest_unconfigure(self) -> None:
+        """What the workers' journals say is in the records now."""
+        shutil.rmtree(self._grid.journals, ignore_errors=True)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Planned = accounted, and where the records are."""
@@ -84,44 +125,90 @@ class Recorder:
         told = ", ".join(f"{counts[verdict.value]} {verdict.value}" for verdict in Verdict if counts[verdict.value])
         planned = len(self._ledger.header.planned)
         terminalreporter.section("refgrid")
-        terminalreporter.line(f"planned {planned} = accounted {counts.total()}: {told}")
+        if self._broken:
+            terminalreporter.line(f"records are incomplete: {self._broken}", red=True)
+        equal = "=" if planned == counts.total() else "but"
+        terminalreporter.line(f"planned {planned} {equal} accounted {counts.total()}: {told}")
+        for line in (*self._settled.told(), *self._explained):
+            terminalreporter.line(line)
+        for finding in (*self._ledger.header.findings, *self.late_findings):
+            terminalreporter.line(f"finding: {finding}", yellow=True)
         terminalreporter.line(f"records: {self._ledger.path}")
 
     def _plan(self, nodeids: Sequence[str]) -> None:
-        planned = tuple(case for nodeid in nodeids if (case := self._planned(nodeid)))
-        if self._ledger or not planned or self._config.getoption("collectonly"):
+        if self._ledger or self._config.getoption("collectonly"):
             return
-        option = self._config.getoption
+        ids = {case.id for nodeid in nodeids if (case := self._grid.case_at(nodeid))}
+        ids |= self._settled.decision().left_out
+        if not ids:
+            return
+        planned = tuple(self._grid.cases[name] for name in sorted(ids, key=self._grid.order.__getitem__))
         _ = self._grid.expected  # an entry that is not true stops the run before its first case
-        environment = measure(option("--environment"), self._grid.device, self._grid.sources.distributions)
-        header = Header(uuid.uuid4().hex[:12], now(), version("refgrid"), environment, planned)
-        folder = option("--results") or self._config.rootpath / "results" / "local"
+        if self._config.getoption("--explain"):  # now, before this run's own records are there to be found
+            self._explained = list(self._settled.explained(self._settled.decision().selected))
         try:
-            self._ledger = Ledger(folder / f"{_file_name(header)}.jsonl", header)
+            self._ledger = self._opened(planned)
         except RecordError as error:
             raise pytest.UsageError(str(error)) from error
         if self._bar:
-            self._bar.start(f"{environment.title}: {len(planned)} cases", len(planned))
+            self._bar.start(f"{self._settled.environment.title}: {len(planned)} cases", len(planned))
+            for verdict in self._ledger.verdicts.elements():
+                self._bar.advance(Verdict(verdict))
+        for outcome in self._settled.outcomes():
+            self._write(outcome)
 
-    def _planned(self, nodeid: str) -> Case | None:
-        name, _, rest = nodeid.rpartition("::")[2].partition("[")
-        return self._grid.cases.get(rest.removesuffix("]")) if name in METHODS else None
+    def _opened(self, planned: tuple[Case, ...]) -> Ledger:
+        """Of the run that goes on, else of a new one."""
+        left = self._settled.left()
+        if left.run and left.file:
+            return Ledger.resumed(left.run, left.file)
+        environment, parts = self._settled.environment, self._settled.keys.run_parts
+        header = Header(uuid.uuid4().hex[:12], now(), version("refgrid"), environment, planned, self._findings, parts)
+        return Ledger(self._grid.results / f"{file_name(header)}.jsonl", header)
 
     def _close(self, outcome: Outcome) -> None:
         assert self._ledger is not None, "a case was reported before any was planned"
-        if outcome.case.id not in self._ledger.open_cases:
+        if self._broken or outcome.case.id not in self._ledger.open_cases:
             return  # a failing teardown after the verdict; pytest shows it
-        self._ledger.close_case(outcome)
+        self._write(self._settled.keyed(outcome))
+
+    def _write(self, outcome: Outcome) -> None:
+        assert self._ledger is not None
+        try:
+            self._ledger.close_case(outcome)
+        except RecordError as error:
+            self._break_off(str(error))
         if self._bar:
             self._bar.advance(outcome.verdict)
 
+    def _break_off(self, reason: str) -> None:
+        """What cannot be recorded need not run."""
+        self._broken = reason
+        for runner in (self._session, self._config.pluginmanager.get_plugin("dsession")):
+            if runner:
+                runner.shouldstop = reason
 
-def _file_name(header: Header) -> str:
-    """One file a run: a run that goes on elsewhere never shares a file with another."""
+
+def file_name(header: Header, end: str = "") -> str:
+    """One file a run: a run that goes on elsewhere never shares a file with another. `end` replaces time and run."""
     environment = header.environment
     machine = environment.gpu if environment.device == "cuda" and environment.gpu else platform.machine()
-    slug = f"{environment.name}-{machine}-{header.started}-{header.run}"
+    slug = f"{environment.name}-{machine}-{end or f'{header.started}-{header.run}'}"
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in slug).lower()
+
+
+def audited(table: Path, environment: Environment) -> tuple[str, ...]:
+    """The findings of the audit; ends the run, with status 3, where this is not the environment that its name says."""
+    try:
+        found = audit_named(table, environment)
+    except EnvironmentsError as error:
+        raise pytest.UsageError(str(error)) from error
+    errors = [each.text for each in found if each.severity == "error"]
+    if errors:
+        told = "".join(f"\n  {each}" for each in errors)
+        pytest.exit(f"this is not environment {environment.name!r} of {table}:{told}", returncode=EXIT_CODE)
+    kernel_cache.claim(kernel_cache.flashinfer_base(), environment)
+    return tuple(each.text for each in found)
 
 
 class _Bar:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from refgrid.modules import Modules
 
 GROUP = "refgrid.sources"
 
@@ -24,8 +30,53 @@ class Source(Protocol):
     def ops(self) -> tuple[str, ...]: ...
 
 
+class Origin(Protocol):
+    """What makes an adapter what it is: modules with all that they import of their package but `apart`, and its row.
+
+    The row is what a table says of it, as text.
+    """
+
+    @property
+    def modules(self) -> tuple[str, ...]: ...
+    @property
+    def apart(self) -> tuple[str, ...]: ...
+    @property
+    def row(self) -> str: ...
+
+
+class KernelModule(Protocol):
+    """A module that can be compiled ahead of a run: the file it becomes, where no two may be built at once, its size.
+
+    `compile` leaves the file there, up to date, and raises an exception with the compiler's words.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def library(self) -> Path: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def sources(self) -> int: ...
+    @property
+    def compile(self) -> Callable[[], None]: ...
+
+
+class Kernels(Protocol):
+    """What a source needs for an op: modules to compile ahead, and the name of what compiles at the first call."""
+
+    @property
+    def ahead(self) -> Sequence[KernelModule]: ...
+    @property
+    def at_first_call(self) -> str: ...
+
+
 class Provider(Protocol):
-    """What an entry point of the group names: a module with a table and a way to an adapter."""
+    """What an entry point of the group names: a module with a table and a way to an adapter.
+
+    It may have `origin(source_name, op)`, which gives the Origin of an adapter; without it all of it counts as one.
+    A module `kernels` in its package may have `kernels(source_name, op, inputs)`, which gives Kernels.
+    """
 
     SOURCES: tuple[Source, ...]
 
@@ -58,6 +109,49 @@ class Sources:
     def adapter(self, name: str, op: str, device: str) -> Adapter:
         """The ground-truth function of one source; see Provider.adapter for what it raises."""
         return self._provider[name].adapter(name, op, device)
+
+    def origin(self, name: str, op: str) -> Origin:
+        """Where the ground-truth function of one source comes from, to tell whether it has changed."""
+        provider = self._provider[name]
+        told = getattr(provider, "origin", None)
+        return cast(Origin, told(name, op)) if told else _whole(provider, self._source(name))
+
+    def kernels(self, name: str, op: str, inputs: Mapping[str, tuple[tuple[int | None, ...], str]]) -> Kernels:
+        """What one source compiles for an op and a definition with these shapes and dtypes; imports its library.
+
+        Raises what `adapter` does where the source cannot serve.
+        """
+        provider = self._provider[name]
+        place = f"{getattr(provider, '__name__', '')}.kernels"
+        if not hasattr(provider, "__path__") or find_spec(place) is None:
+            return _Nothing()
+        return cast(Kernels, import_module(place).kernels(name, op, inputs))
+
+    def _source(self, name: str) -> Source:
+        return next(source for source in self.table if source.name == name)
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """The kernels of a source that tells of none."""
+
+    ahead: tuple[KernelModule, ...] = ()
+    at_first_call: str = ""
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """An origin of which nothing is known but the provider."""
+
+    modules: tuple[str, ...]
+    row: str
+    apart: tuple[str, ...] = ()
+
+
+def _whole(provider: Provider, source: Source) -> _Whole:
+    """All of the provider's package, since an adapter may be found at run time."""
+    package = getattr(provider, "__name__", type(provider).__module__).partition(".")[0]
+    return _Whole(tuple(Modules.of(package).all), repr(source))
 
 
 def _installed() -> Iterator[Provider]:

@@ -112,10 +112,12 @@ def _head(column: Column) -> Iterator[str]:
             yield f"{name} {version}"
     yield from libraries(column)
     yield measured(column)
+    if column.findings:  # told in full below: a line of its own would be many in a column
+        yield f"! {len(column.findings)} finding{'s' if len(column.findings) > 1 else ''}"
 
 
 def _print_reasons(matrix: Matrix, console: Console) -> None:
-    notes = [f"{column.title}: {note}" for column in matrix.columns for note in column.notes]
+    notes = [f"{column.title}: {note}" for column in matrix.columns for note in (*column.findings, *column.notes)]
     if notes or matrix.reasons:
         console.print(Text("reasons, worst first", "bold"))
     for note in notes:

@@ -18,7 +18,7 @@ import torch
 from refgrid import memory, smaller
 from refgrid.case import Case, definition_of
 from refgrid.definition import DataSet, Definition, Workload
-from refgrid.finding import Finding
+from refgrid.finding import Finding, forget_locals
 from refgrid.forms import draw, drawn_outputs, is_law, seed_draws
 from refgrid.inputs import Inputs, make_inputs
 from refgrid.record import Verdict
@@ -82,10 +82,8 @@ class Workbench:
         if self._key != key or self._laid is None:
             if self._key is None or self._key[:2] != key[:2]:
                 self._weights.clear()
-            if self._laid is not None:  # let go of the last workload's memory before drawing the next
-                self._laid.clear()
-            self._key, self._laid = None, None
-            _give_back_memory()
+            self._let_go()  # of the last workload's memory before drawing the next
+            _give_back_memory(_KEPT_BYTES)
             definition = definition_of(self.dataset, case)
             workload, shrunk = self._fitted(definition, case)
             with self.timed("inputs"):
@@ -96,6 +94,17 @@ class Workbench:
         self.axes, self.shrunk = self._laid.axes, self._laid.shrunk
         self.hashes = {"inputs": self._laid.inputs.hash, "reference": text_hash(self._laid.definition.reference)}
         return self._laid
+
+    def clear(self) -> None:
+        """Let go of all memory, for others on the device."""
+        self._weights.clear()
+        self._let_go()
+        _give_back_memory(0)
+
+    def _let_go(self) -> None:
+        if self._laid is not None:
+            self._laid.clear()
+        self._key, self._laid = None, None
 
     def _fitted(self, definition: Definition, case: Case) -> tuple[Workload, dict[str, tuple[int, int]]]:
         """The workload at a size that the memory here can hold, and from what to what its axes were cut."""
@@ -143,6 +152,7 @@ class Workbench:
             try:
                 bench.truths[source] = self._call_truth(bench, case, source)
             except Exception as error:  # noqa: BLE001 - kept and raised below, also for later cases
+                forget_locals(error)
                 bench.truths[source] = error
         truth = bench.truths[source]
         if isinstance(truth, Exception):
@@ -206,9 +216,9 @@ class Workbench:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
 
-def _give_back_memory() -> None:
+def _give_back_memory(kept: int) -> None:
     """Workers share a GPU, and what one keeps after a large workload is missing in the others; small ones keep it."""
-    if torch.cuda.is_available() and torch.cuda.memory_reserved() > _KEPT_BYTES:
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > kept:
         torch.cuda.empty_cache()
 
 

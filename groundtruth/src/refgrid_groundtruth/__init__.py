@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
 
-from refgrid_groundtruth.table import FAMILY, SOURCES, Source
+from refgrid_groundtruth.table import FAMILY, SOURCES, Origin, Source
 
-__all__ = ["SOURCES", "Source", "Unavailable", "adapter"]
+__all__ = ["SOURCES", "Origin", "Source", "Unavailable", "adapter", "origin"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +64,16 @@ def adapter(source_name: str, op: str, device: str) -> Adapter:
     if isinstance(found, Unavailable):
         raise Unavailable(found.verdict, found.reason) from found
     return found
+
+
+def origin(source_name: str, op: str) -> Origin:
+    """Where the adapter of one source for one op comes from, to tell whether it has changed; imports no library.
+
+    The table is shared by all and told by its row. Raises LookupError as `adapter` does.
+    """
+    source, family = _source(source_name, op), FAMILY[op]
+    modules = (f"{source.folder}.{family}", f"answers.{family}", "selftest")
+    return Origin(tuple(f"{__name__}.{name}" for name in modules), (f"{__name__}.table",), source.row(op))
 
 
 def _source(name: str, op: str) -> Source:

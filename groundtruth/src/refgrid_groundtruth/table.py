@@ -67,6 +67,20 @@ class Source:
         """The ops that this source serves."""
         return tuple(self.needs)
 
+    def row(self, op: str) -> str:
+        """What the table says of one op, as text: when it is the same, so is what is called and how."""
+        told = (self.distribution, self.versions, self.devices, self.capability, self.compiles)
+        return repr((self.name, self.library, self.folder, *told, self.needs[op], dict(self.options.get(op, {}))))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What makes an adapter what it is: modules with all that they import of their package but `apart`, and its row."""
+
+    modules: tuple[str, ...]
+    apart: tuple[str, ...]
+    row: str
+
 
 _FLASH = (
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",

@@ -1,0 +1,107 @@
+"""Faults on a real GPU: `pytest tests/gpu` on a machine that has one. Other runs do not look into this folder.
+
+One run with a worker a GPU, in which each definition has one fault that strikes once; whatever else there is must have
+its own true result.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import pytest
+from fleet import CRASH_SAFE, Fleet
+
+from refgrid.devices import visible_devices
+from refgrid.record import Outcome, Verdict
+
+TRUTH = 'return {"y": x + x}'
+KERNEL = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def astray(pointer):
+    tl.store(pointer + (1 << 44), 1.0)
+"""
+
+
+class Fault(NamedTuple):
+    """What a reference does the first time it is called, and what must be said of the case in which it does."""
+
+    name: str
+    strike: str
+    verdict: str
+    told: str
+
+
+FAULTS = [
+    Fault(
+        "index", "return x[torch.full((1,), 10**6, device=x.device)]", "crash", "the CUDA context is lost after it: "
+    ),
+    Fault("astray", "import astray; astray.astray[(1,)](x)", "crash", "an illegal memory access was encountered"),
+    Fault(
+        "endless", "torch.cuda._sleep(10**15)", "hang", "not done within 1m (--case-timeout), then in synchronize at"
+    ),
+    Fault("too_large", "return torch.empty(10**13, device=x.device)", "oom", "out of memory"),
+    Fault("killed", "os.kill(os.getpid(), 9)", "crash", "killed by SIGKILL"),
+]
+
+
+class Gpus(Fleet):
+    """A fleet of the GPUs that are there."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        path = os.pathsep.join([str(self.root), os.environ.get("PYTHONPATH", "")])
+        plugins = "xdist.plugin,refgrid.plugin" if "PYTEST_DISABLE_PLUGIN_AUTOLOAD" in os.environ else ""
+        real = {**super().variables, "PYTHONPATH": path, "PYTEST_PLUGINS": plugins}
+        return {name: value for name, value in real.items() if name != "REFGRID_FAKE_GPUS"}
+
+
+@pytest.fixture(scope="module")
+def gpus(tmp_path_factory: pytest.TempPathFactory, pristine_double: dict[str, Any], writer_below: Any) -> Gpus:
+    root = tmp_path_factory.mktemp("faults")
+    fleet = Gpus(root, pristine_double, writer_below(root))
+    (root / "astray.py").write_text(KERNEL)
+    for fault in FAULTS:
+        body = f"import planted\nif planted.once('{fault.name}'): {fault.strike}\nreturn planted.used(x)"
+        fleet.reference(body, 1, 2, name=f"{fault.name}_n4")
+    fleet.truth(**dict.fromkeys([fault.name for fault in FAULTS], TRUTH))
+    done = fleet.run("-n", "auto", *CRASH_SAFE, "--case-timeout", "1m")
+    print(done.stdout, done.stderr)  # noqa: T201 - what is wrong on a machine that is hard to come by
+    return fleet
+
+
+@pytest.fixture(scope="module")
+def outcomes(gpus: Gpus) -> dict[str, Outcome]:
+    return dict(gpus.records().outcomes)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_guilty_case_is_named_with_its_verdict(outcomes: dict[str, Outcome], fault: Fault) -> None:
+    (guilty,) = [
+        outcome
+        for outcome in outcomes.values()
+        if outcome.case.definition == f"{fault.name}_n4" and outcome.verdict.value not in {"match", "missing"}
+    ]
+
+    assert guilty.verdict.value == fault.verdict, guilty.reason
+    assert fault.told in guilty.reason
+    assert guilty.case.check == "shape"
+
+
+def test_every_other_case_has_its_own_true_result(gpus: Gpus, outcomes: dict[str, Outcome]) -> None:
+    counts = [outcome.verdict for outcome in outcomes.values()]
+    absent = [o for o in outcomes.values() if o.case.id.endswith(("-absent", "-agreement"))]
+
+    assert len(outcomes) == len(gpus.records().header.planned) == 12 * len(FAULTS)
+    assert {outcome.verdict for outcome in absent} == {Verdict.MISSING}
+    assert counts.count(Verdict.MATCH) == len(outcomes) - len(absent) - len(FAULTS)
+
+
+def test_each_gpu_was_used_under_its_uuid(gpus: Gpus, outcomes: dict[str, Outcome]) -> None:
+    devices = {device.uuid: device.told for device in visible_devices()}
+
+    assert {use.device for use in gpus.uses} <= set(devices)
+    assert {outcome.device for outcome in outcomes.values()} <= set(devices.values())

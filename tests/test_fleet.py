@@ -1,0 +1,92 @@
+"""Real runs on several fake GPUs: each is used, none by two at once, and large cases run alone on theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import CRASH_SAFE, Fleet, overlapping
+
+from refgrid.record import read_runs
+
+
+def test_each_of_four_gpus_is_used_and_none_by_two_at_once(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path
+) -> None:
+    fleet = Fleet(tmp_path, double, write_definition, "4")
+    fleet.reference("import planted\nplanted.meet(4)\nreturn planted.used(x)", *range(1, 17))
+
+    done = fleet.run("-n", "auto", *CRASH_SAFE)
+
+    assert done.returncode == 0, done.stdout
+    assert "4 workers" in done.stdout
+    assert "planned 96 = accounted 96: 32 missing, 64 match" in done.stdout
+    assert {use.device for use in fleet.uses} == {f"FAKE-{i}" for i in range(4)}
+    assert len({use.pid for use in fleet.uses}) == 4
+    assert overlapping(fleet.uses) == []
+    devices = {outcome.device for outcome in fleet.records().outcomes.values()}
+    assert devices == {f"fake GPU FAKE-{i}" for i in range(4)}
+
+
+def test_a_case_that_needs_more_than_a_share_runs_alone_on_its_gpu(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path
+) -> None:
+    large, small = 4096, range(1, 9)  # 16 bytes a row: 64 KiB, held several times
+    fleet = Fleet(tmp_path, double, write_definition, "FAKE-0:1MiB")
+    fleet.reference(
+        f"import planted\nif x.shape[0] != {large}: planted.meet(1, 2)\nreturn planted.used(x, 0.2)", large, *small
+    )
+
+    done = fleet.run("-n", "auto", "--workers-per-gpu", "2", *CRASH_SAFE)
+
+    shared = overlapping(fleet.uses)
+    assert done.returncode == 0, done.stdout
+    assert "2 workers" in done.stdout
+    assert shared
+    assert [pair for pair in shared if large in {use.batch for use in pair}] == []
+    assert {use.batch for use in fleet.uses} == {large, *small}
+
+
+def test_the_longest_of_an_earlier_run_comes_first(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path
+) -> None:
+    fleet = Fleet(tmp_path, double, write_definition, "1")
+    fleet.reference("import planted\nreturn planted.used(x, 1 if x.shape[0] == 1 else 0)", 1, 2, 3)
+    run = ("-n", "1", *CRASH_SAFE, "--results")
+    fleet.run(*run, "results/first")
+    (fleet.root / "used.log").unlink()
+    fleet.reference("import planted\nreturn planted.used(x)", 1, 2, 3)  # another text, so that nothing is settled
+
+    fleet.run(*run, "results/second")
+
+    first, second = read_runs(fleet.root / "results")
+    assert fleet.uses[0].batch == 1
+    assert next(iter(first.outcomes.values())).case.workload == "b3"  # by bytes, since nothing was known
+    assert next(iter(second.outcomes.values())).case.workload == "b1"
+
+
+def test_records_of_runs_that_cannot_be_read_leave_the_order_to_the_sizes(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path
+) -> None:
+    fleet = Fleet(tmp_path, double, write_definition, "1")
+    fleet.reference("return x * 2", 1)
+    (fleet.root / "results").mkdir()
+    (fleet.root / "results" / "old.jsonl").write_text(json.dumps({"type": "outcome"}) + "\n")
+
+    done = fleet.run("-n", "1", *CRASH_SAFE, "--results", "elsewhere", "--op-type", "double")
+
+    assert "earlier durations are not used: " in done.stdout
+    assert "old.jsonl" in done.stdout
+    assert "planned 6 = accounted 6" in done.stdout
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5"])
+def test_slots_are_counted_from_one(double: dict[str, Any], write_definition: Any, tmp_path: Path, count: str) -> None:
+    fleet = Fleet(tmp_path, double, write_definition)
+
+    done = fleet.run("--workers-per-gpu", count)
+
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"--workers-per-gpu '{count}' should be a whole number from 1" in done.stderr + done.stdout

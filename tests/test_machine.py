@@ -1,0 +1,91 @@
+"""What a machine can run of the declared environments, and what is missing for the others."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from machines import CONTAINER, H200, ready, table_below
+
+from refgrid import machine
+from refgrid.campaign import runnable
+from refgrid.environments import EnvironmentsError
+from refgrid.machine import Machine, look_around, outside_variables
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return table_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("here", "obstacles"),
+    [
+        pytest.param(Machine(), ["", "no NVIDIA GPU", "unresolvable: there is no version of a==1", "GPU"], id="laptop"),
+        pytest.param(CONTAINER, ["", "", "unresolvable", ""], id="container"),
+        pytest.param(
+            Machine(H200, "550.54", "12.4", "/usr/bin/python3", "3.12.3", {}),
+            ["", "", "unresolvable", "driver 550.54 is too old for CUDA 13.0, which needs 580.65.06"],
+            id="older driver",
+        ),
+        pytest.param(
+            Machine(H200, "470.1", "11.4"), ["", "too old for CUDA 12.8", "unres", "too old"], id="oldest driver"
+        ),
+        pytest.param(
+            Machine(H200, "580.159", "13.0", "/usr/bin/python3", "3.11.9", {"torch": "2.11.0"}),
+            ["", "", "unres", "/usr/bin/python3 has Python 3.11 but should have 3.12 and torch 2.11.0 but should have"],
+            id="another torch",
+        ),
+        pytest.param(Machine(H200, "580.159", "13.0"), ["", "", "unres", "no python3 here has"], id="no interpreter"),
+    ],
+)
+def test_what_a_machine_can_run_and_what_else_is_missing(table: Path, here: Machine, obstacles: Sequence[str]) -> None:
+    found = [each.obstacle for each in ready(table, here)]
+
+    assert [bool(obstacle) for obstacle in found] == [bool(expected) for expected in obstacles]
+    assert all(expected in obstacle for expected, obstacle in zip(obstacles, found, strict=True))
+
+
+def test_a_column_without_records_says_why(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "look_around", lambda: Machine(H200, "550.54", "12.4"))
+
+    assert machine.why_not_recorded(table) == {
+        "cpu": "not run yet: nox -s tests-cpu",
+        "cu128-old": "not run yet: nox -s tests-cu128-old",
+        "cu128-gone": "unresolvable: there is no version of a==1",
+        "over": "driver 550.54 is too old for CUDA 13.0, which needs 580.65.06",
+    }
+
+
+def test_this_machine_is_looked_at_from_outside_this_virtual_environment() -> None:
+    outside = outside_variables()
+
+    assert str(Path(sys.executable).parent) not in outside["PATH"].split(os.pathsep)
+    assert "VIRTUAL_ENV" not in outside
+    found = look_around()
+    assert found.interpreter is None or re.fullmatch(r"3\.\d+\.\S+", found.python)
+
+
+@pytest.mark.parametrize(
+    ("names", "picked"),
+    [((), ["cpu", "cu128-old", "over"]), (("over", "cpu"), ["cpu", "over"]), (("cu128",), ["cu128-old"])],
+)
+def test_without_names_all_that_can_run_are_meant(table: Path, names: Sequence[str], picked: list[str]) -> None:
+    assert [each.spec.name for each in runnable(names, ready(table, CONTAINER))] == picked
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("cu999",), "no environment is called 'cu999'; legal values: cpu, cu128-old, cu128-gone, over, cu128, cu130"),
+        (("cpu", "over"), "over cannot run here: over: this machine shows no NVIDIA GPU"),
+        (("cu128",), "cu128 cannot run here: cu128-old: this machine shows no NVIDIA GPU; cu128-gone: unresolvable"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_run_is_refused(table: Path, names: Sequence[str], reason: str) -> None:
+    with pytest.raises(EnvironmentsError, match=re.escape(reason)):
+        runnable(names, ready(table, Machine()))
