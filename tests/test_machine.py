@@ -36,9 +36,14 @@ def table(tmp_path: Path) -> Path:
             Machine(H200, "470.1", "11.4"), ["", "too old for CUDA 12.8", "unres", "too old"], id="oldest driver"
         ),
         pytest.param(
-            Machine(H200, "580.159", "13.0", "/usr/bin/python3", "3.11.9", {"torch": "2.11.0"}),
-            ["", "", "unres", "/usr/bin/python3 has Python 3.11 but should have 3.12 and torch 2.11.0 but should have"],
+            Machine(H200, "580.159", "13.0", "/usr/bin/python3", "3.11.9", {"torch": "2.10.0"}),
+            ["", "", "unres", "/usr/bin/python3 has Python 3.11 but should have 3.12 and torch 2.10.0 but should have"],
             id="another torch",
+        ),
+        pytest.param(
+            Machine(H200, "580.159", "13.0", "/usr/bin/python3", "3.12.3", {"torch": "2.11.0"}),
+            ["", "", "unres", ""],
+            id="torch without its build label",
         ),
         pytest.param(Machine(H200, "580.159", "13.0"), ["", "", "unres", "no python3 here has"], id="no interpreter"),
     ],

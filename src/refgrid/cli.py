@@ -19,6 +19,7 @@ from refgrid.campaign_commands import here, run
 from refgrid.case import SIZES, Selection, Size, parse_sizes, plan
 from refgrid.ci_commands import ci
 from refgrid.definition import DataSet, Definition, DefinitionError, load_dataset
+from refgrid.digest import read_digested, without_collection
 from refgrid.due_commands import due, explain
 from refgrid.environment_commands import check_environments, lock, record_failure
 from refgrid.sources import Sources
@@ -137,9 +138,9 @@ def add_reference_tests(
 @click.option("--output", type=_FOLDER, default="results/local", help="Folder of matrix.md and matrix.json.")
 @click.option("--definitions", "by_definition", is_flag=True, help="Rows are definitions, not ops.")
 @click.option("--environments", type=click.Path(path_type=Path), default="ci/environments.toml", help="The table.")
+@without_collection()
 def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by_definition: bool) -> None:
     """Print the compatibility matrix of all records; exit 1 when a cell is red, 2 when nothing was proven."""
-    from refgrid.digest import read_digested
     from refgrid.matrix import build, write_files
     from refgrid.record import RecordError
     from refgrid.reference import text_hash

@@ -8,11 +8,14 @@ from pathlib import Path
 import click
 import pytest
 
+from refgrid.digest import without_collection
+
 _PYTEST_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 
 
 @click.command(context_settings=_PYTEST_OPTIONS)
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+@without_collection()
 def due(pytest_args: tuple[str, ...]) -> None:
     """Say how many cases pytest would have to run with these arguments; exit 1 when there is one.
 

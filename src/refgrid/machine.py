@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from refgrid.audit import same_version
 from refgrid.driver import driver_cuda, driver_fault
 from refgrid.environment import driver, gpus
 from refgrid.environments import EnvironmentSpec, load_environments, resolvers_words
@@ -118,8 +119,13 @@ def _missing_beneath(spec: EnvironmentSpec, machine: Machine) -> str:
     for pin in spec.machine:
         name, _, version = pin.partition("==")
         asked.append((name, version, found.get(name.lower().replace("_", "-"), "none")))
-    faults = [f"{name} {there} but should have {wanted}" for name, wanted, there in asked if there != wanted]
+    faults = [f"{name} {there} but should have {wanted}" for name, wanted, there in asked if not _same(wanted, there)]
     return f"{machine.interpreter or 'no python3 here'} has {' and '.join(faults)}" if faults else ""
+
+
+def _same(wanted: str, there: str) -> bool:
+    """A machine's torch may leave its build label out of its metadata: 2.11.0 for 2.11.0+cu130."""
+    return there != "none" and same_version(wanted, there)
 
 
 def _asked(interpreter: str) -> str:
