@@ -33,7 +33,7 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth"]
 
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
-NEEDS_TORCH = r"import torch|importorskip|refgrid\.(proof|compare|inputs|normal)|\"-m\", \"pytest\""
+NEEDS_TORCH = r"import torch|importorskip|refgrid\.(proof|compare|inputs|normal)|\"-m\", \"pytest\"|from (test_plugin|fleet) import"
 # A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.
 CRASH_SAFE = ["--dist=load", "--max-worker-restart=10000"]
 # Libraries bring pytest plugins along, older than pytest itself: their warnings would be errors of every run.
@@ -266,7 +266,7 @@ def _prove(session: nox.Session, name: str, *options: str, **run: Any) -> None:
 def _arguments(session: nox.Session, name: str, *options: str) -> list[str]:
     """Which cases, where, and on how many workers."""
     device = "cpu" if "cuda" not in ENVIRONMENTS[name] else _device(session)
-    sizes = ["-n2", "--test-sizes=small", "--memory=2GiB"] if device == "cpu" else ["-n1"]
+    sizes = ["-n2", "--test-sizes=small", "--memory=2GiB"] if device == "cpu" else ["-nauto"]
     files = [] if any(".py" in argument for argument in session.posargs) else ["tests/references"]
     return [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *session.posargs]
 

@@ -125,7 +125,8 @@ class TestForbidden:
     def test_it_is_refused_before_anything_is_drawn_and_whether_or_not_it_fits(self, run: Run) -> None:
         assert verdicts(run, "linear_huge-m3-") == verdicts(run, "linear_huge~twin-m3-") == {"error"}
         for outcome in outcomes(run, "linear_odd-m3-"):
-            assert (outcome.hashes, outcome.seconds) == ({}, {})
+            assert "inputs" not in outcome.hashes
+            assert not outcome.seconds
 
 
 class TestCut:

@@ -13,7 +13,7 @@ import pytest
 
 from refgrid.case import Case
 from refgrid.environment import Environment
-from refgrid.ledger import Ledger
+from refgrid.ledger import Ledger, claim
 from refgrid.record import Header, Outcome, RecordError, Run, Verdict, now, read_runs, verdict_counts
 
 CPU = Environment("cpu", "cpu", "3.11.9", "linux x86_64", "2.13.0", None, None, None, None, 0, {"torch": "2.13.0"})
@@ -91,6 +91,49 @@ def test_a_finished_run_that_lost_a_case_says_so(tmp_path: Path) -> None:
     file.write_text("".join(lines[:1] + lines[2:]))
 
     assert only_run(tmp_path).accounted()[0] == Outcome(CASES[0], Verdict.NOT_RUN, "the run finished without it")
+
+
+def test_a_run_that_goes_on_keeps_every_verdict_but_not_run(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "run.jsonl", header())
+    ledger.close_case(Outcome(CASES[0], Verdict.MISMATCH, "off"))
+    ledger.finish("interrupted", ["early"])
+    before = only_run(tmp_path)
+
+    file = claim(ledger.path)
+    assert file
+    again = Ledger.resumed(before, file)
+    assert list(again.open_cases) == [case.id for case in CASES[1:]]
+    again.close_case(Outcome(CASES[1], Verdict.MATCH))
+    with pytest.raises(RecordError, match="already has a verdict"):
+        again.close_case(Outcome(CASES[0], Verdict.MATCH))
+    halfway = only_run(tmp_path)
+    again.close_case(Outcome(CASES[2], Verdict.MATCH))
+    again.finish("", ["late"])
+
+    run = only_run(tmp_path)
+    assert [outcome.verdict.value for outcome in halfway.accounted()] == ["mismatch", "match", "not-run"]
+    assert (before.stopped, halfway.finished, run.stopped) == ("interrupted", False, "")
+    assert [outcome.verdict.value for outcome in run.accounted()] == ["mismatch", "match", "match"]
+    assert run.findings == ("early", "late")
+    assert again.verdicts == {"mismatch": 1, "match": 2}
+
+
+@pytest.mark.parametrize(
+    ("between", "told"),
+    [
+        pytest.param("", "stands after the end of its run", id="after the end"),
+        pytest.param('{"type":"resume"}\n', "has its verdict already", id="a second verdict"),
+    ],
+)
+def test_only_what_was_not_run_takes_another_verdict(tmp_path: Path, between: str, told: str) -> None:
+    file = finished_file(tmp_path)
+    outcome = file.read_text().splitlines(keepends=True)[1]
+    file.write_text(file.read_text() + between + outcome)
+
+    with pytest.raises(RecordError, match=told) as caught:
+        read_runs(tmp_path)
+
+    assert str(caught.value).startswith(f"{file}:{6 + bool(between)}: {CASES[0].id} ")
 
 
 def test_what_was_measured_with_another_reference_text_proves_nothing_today(tmp_path: Path) -> None:

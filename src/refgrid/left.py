@@ -47,24 +47,31 @@ class Left:
 def left_run(folder: Path, environment: Environment, keys: Keys, cases: Mapping[str, Case], *, cache: bool) -> Left:
     """The newest run of this environment, if it was left and every outcome of it would be the same today.
 
-    Without `cache` a run that took outcomes from others is none to go on with. Raises RecordError for a file that
-    cannot be read.
+    Without `cache` a run that took outcomes from others is none to go on with.
     """
     path = _newest(folder, environment)
     run = _only_run(path) if path else None
     if run is None or not _was_left(run):
         return Left()
     why = _why_not(run, environment, keys, cases, cache=cache)
-    file = None if why else claim(run.file)
-    if not why and file is None:
-        why = "another process is still writing it"
-    return Left(run, file) if file else Left(why_not=f"run {run.header.run} of {run.header.started[:10]}: {why}")
+    try:
+        file = None if why else claim(run.file)
+    except RecordError as error:
+        file, why = None, str(error)
+    if file:
+        return Left(run, file)
+    return Left(why_not=f"{told_run(run)}: {why or 'another process is still writing it'}")
 
 
 def _was_left(run: Run) -> bool:
     """Whether a kill, somebody or a budget ended it before all of its cases had their turn."""
     out_of_time = any(each.verdict is Verdict.NOT_RUN and SPENT.search(each.reason) for each in run.outcomes.values())
     return not run.finished or run.stopped == INTERRUPTED or out_of_time
+
+
+def told_run(run: Run) -> str:
+    """A run as messages name it."""
+    return f"run {run.header.run} of {run.header.started[:10]}"
 
 
 def _why_not(run: Run, environment: Environment, keys: Keys, cases: Mapping[str, Case], *, cache: bool) -> str:

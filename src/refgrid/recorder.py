@@ -161,6 +161,7 @@ class Recorder:
         """Of the run that goes on, else of a new one."""
         left = self._settled.left()
         if left.run and left.file:
+            self.late_findings += [each for each in self._findings if each not in left.run.header.findings]
             return Ledger.resumed(left.run, left.file)
         environment, parts = self._settled.environment, self._settled.keys.run_parts
         header = Header(uuid.uuid4().hex[:12], now(), version("refgrid"), environment, planned, self._findings, parts)

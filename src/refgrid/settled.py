@@ -21,7 +21,7 @@ from refgrid.environment import Environment, measure
 from refgrid.evidence import Evidence, record_files, standing
 from refgrid.explain import explained
 from refgrid.key import TABLE, Keys, Machine
-from refgrid.left import Left, left_run
+from refgrid.left import Left, left_run, told_run
 from refgrid.record import Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class Offer:
         """What of the selected cases, given with their tolerances, is left out."""
         why_not = "" if self.planned is None else self._another_run(selected)
         goes_on = self.planned is not None and not why_not
-        done = list(self.done) if goes_on else []
+        done = dict(self.done) if goes_on else {}
         settled = {
             name: tolerance
             for name, tolerance in selected.items()
             if name not in done and tolerance in self.settled.get(name, ())
         }
-        return Decision(settled, done, goes_on, why_not, dict(selected))
+        return Decision(settled, list(done), goes_on, why_not, dict(selected))
 
     def _another_run(self, selected: Mapping[str, str]) -> str:
         """How the selected cases differ from those of the run that was left."""
@@ -120,9 +120,10 @@ class Settled:
             _write(Path(self._input[_INPUT], "decision.json"), self._decision)
 
     def pytest_unconfigure(self) -> None:
-        """The workers are gone."""
+        """The workers are gone, and nobody else writes into the run that went on."""
         if self._folder:
             self._folder.cleanup()
+        self._left.release("")
 
     def decision(self) -> Decision:
         """What was left out, here or, alike, in each worker."""
@@ -134,8 +135,7 @@ class Settled:
         """The run that goes on, with the lock on its file; without one, why there is none."""
         decision = self.decision()
         if self._left.run and not decision.goes_on:
-            header = self._left.run.header
-            self._left = self._left.release(f"run {header.run} of {header.started[:10]}: {decision.why_not}")
+            self._left = self._left.release(f"{told_run(self._left.run)}: {decision.why_not}")
         return self._left
 
     def outcomes(self) -> Iterable[Outcome]:
@@ -152,8 +152,7 @@ class Settled:
         """For the summary: which cases were not run, and why a run that was left does not go on."""
         decision, left = self.decision(), self.left()
         if left.run:
-            when, planned = left.run.header.started, len(left.run.header.planned)
-            yield f"went on with run {left.run.header.run} of {when}: {len(decision.done)} of {planned} were recorded"
+            yield f"went on with {told_run(left.run)}, which had {len(decision.done)} of {len(decision.selected)} cases"
         if left.why_not:
             yield f"a new run, since the one that was left cannot go on: {left.why_not}"
         if decision.settled:
