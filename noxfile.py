@@ -33,7 +33,10 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth"]
 
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
-NEEDS_TORCH = r"import torch|importorskip|refgrid\.(proof|compare|inputs|normal)|\"-m\", \"pytest\"|from (test_plugin|fleet) import"
+NEEDS_TORCH = (
+    r"import torch|importorskip|refgrid\.(proof|compare|inputs|normal)|\"-m\", \"pytest\""
+    r"|from (test_plugin|fleet) import"
+)
 # A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.
 CRASH_SAFE = ["--dist=load", "--max-worker-restart=10000"]
 # Libraries bring pytest plugins along, older than pytest itself: their warnings would be errors of every run.
