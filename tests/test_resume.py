@@ -243,7 +243,8 @@ def test_without_the_cache_a_run_that_took_outcomes_from_another_does_not_go_on(
 
 
 def test_a_case_that_crashed_keeps_its_verdict(project: Project) -> None:
-    project.reference("if x.shape[0] == 1: os._exit(9)\n" + waiting(recorded="crash"), 1, 3, 4)
+    crash_once = "if not os.path.exists('crashed'):\n    open('crashed', 'w').close()\n    os._exit(9)\n"
+    project.reference(crash_once + waiting(recorded="crash"), 1, 3, 4)
     with left(project, signal.SIGKILL, *TWO_WORKERS):
         before = only_run(project)
         assert Verdict.CRASH in {outcome.verdict for outcome in before.outcomes.values()}

@@ -1,0 +1,132 @@
+"""Which recorded outcomes stand: the newest under a key decides, and what memory decided only where it was bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from test_record import CASES, header
+
+from refgrid.evidence import Evidence, newest_match, record_files, standing
+from refgrid.key import Keys
+from refgrid.ledger import Ledger, claim
+from refgrid.record import Outcome, RecordError, Verdict
+
+CASE = CASES[0]
+HELD = "weights of 60.0 GiB are held 2 times, as drawn and as handed out; {} are free for this worker"
+GIB = 2.0**30
+
+
+class OneKey:
+    """The keys of a machine on which nothing changes."""
+
+    def key(self, _: object, tolerance: str = "table") -> str:
+        return {"table": "aa", "0.5": "bb"}[tolerance]
+
+
+def record(folder: Path, day: int, verdict: Verdict, reason: str = "", tolerance: str = "table", **facts: Any) -> Path:
+    ledger = Ledger(folder / f"{day}.jsonl", header(f"run{day}", f"2026-11-{day}T06:00:00+00:00", [CASE]))
+    hashes = {"key": OneKey().key(CASE, tolerance), "tolerance": tolerance}
+    ledger.close_case(Outcome(CASE, verdict, reason, hashes=hashes, **facts))
+    ledger.finish("")
+    return ledger.path
+
+
+def stands(folder: Path, memory: float = math.inf) -> Mapping[str, Evidence]:
+    keys = cast(Keys, OneKey())
+    return standing(record_files([folder]), keys, [CASE], "table", memory).get(CASE.id, {})
+
+
+@pytest.mark.parametrize("verdict", Verdict, ids=lambda verdict: verdict.value)
+def test_only_a_match_and_what_the_key_decides_stand(tmp_path: Path, verdict: Verdict) -> None:
+    record(tmp_path, 10, verdict)
+
+    found = stands(tmp_path)
+
+    decided = {"match", "missing", "unsupported", "api-absent", "no-ground-truth"}
+    assert bool(found) is (verdict.value in decided)
+
+
+def test_a_cached_outcome_is_told_from_what_it_was_measured_as(tmp_path: Path) -> None:
+    record(tmp_path, 10, Verdict.MISSING, "not installed")
+    record(tmp_path / "green", 11, Verdict.MATCH, "lse: not given")
+
+    missing, match = (stands(folder)["table"].outcome(CASE, "aa") for folder in (tmp_path, tmp_path / "green"))
+
+    assert match.verdict is Verdict.CACHED  # the newer of the two
+    assert missing == match
+    assert stands(tmp_path)["table"].run == "run11"
+
+
+@pytest.mark.parametrize(
+    ("then", "tolerance", "still"),
+    [
+        pytest.param(Verdict.MATCH, "table", True, id="a match"),
+        pytest.param(Verdict.MISMATCH, "table", False, id="a mismatch"),
+        pytest.param(Verdict.OOM, "table", False, id="out of memory"),
+        pytest.param(Verdict.MISMATCH, "0.5", True, id="a mismatch under another tolerance"),
+        pytest.param(Verdict.CRASH, "0.5", False, id="a crash, which cannot say under which tolerance"),
+        pytest.param(Verdict.NOT_RUN, "table", True, id="a case that had no turn"),
+    ],
+)
+def test_the_newest_outcome_under_a_key_decides(tmp_path: Path, then: Verdict, tolerance: str, *, still: bool) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    record(tmp_path, 12, then, "some reason", tolerance)
+
+    assert ("table" in stands(tmp_path)) is still
+
+
+@pytest.mark.parametrize(
+    ("reason", "memory", "stays"),
+    [
+        pytest.param(HELD.format("2.0 GiB"), 2 * GIB, True, id="the bound was the reason"),
+        pytest.param(HELD.format("1.3 GiB"), 2 * GIB, False, id="less than the bound was free"),
+        pytest.param(HELD.format("41.9 GiB"), math.inf, False, id="no bound"),
+        pytest.param("the budget of 20m was spent", 2 * GIB, False, id="no time"),
+    ],
+)
+def test_what_did_not_fit_stands_only_where_the_bound_was_the_reason(
+    tmp_path: Path, reason: str, memory: float, *, stays: bool
+) -> None:
+    record(tmp_path, 10, Verdict.NOT_RUN, reason)
+
+    assert bool(stands(tmp_path, memory)) is stays
+
+
+@pytest.mark.parametrize(("memory", "stays"), [(2 * GIB, True), (math.inf, False)], ids=["bounded", "unbounded"])
+def test_a_match_at_a_size_that_was_cut_stands_only_where_memory_is_bounded(
+    tmp_path: Path, memory: float, *, stays: bool
+) -> None:
+    record(tmp_path, 10, Verdict.MATCH, "cut", shrunk={"seq_len": (8, 4)})
+
+    assert bool(stands(tmp_path, memory)) is stays
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no header"])
+def test_what_cannot_be_read_is_no_evidence(tmp_path: Path, damage: str) -> None:
+    file = record(tmp_path, 10, Verdict.MATCH)
+    files = record_files([tmp_path])
+    lines = file.read_bytes().splitlines(keepends=True)
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(lines[0] + lines[1][:-9] if damage == "cut" else lines[1])
+
+    assert standing(files, cast(Keys, OneKey()), [CASE], "table", math.inf) == {}
+
+
+def test_the_newest_match_of_a_case_is_found_under_whatever_key(tmp_path: Path) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    record(tmp_path, 11, Verdict.MATCH, tolerance="0.5")
+    record(tmp_path, 12, Verdict.MISMATCH)
+
+    assert newest_match(record_files([tmp_path]), {CASE.id})[CASE.id].run == "run11"
+    assert newest_match(record_files([tmp_path]), {"another"}) == {}
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="records cannot be written: Is a directory"):
+        claim(tmp_path)
