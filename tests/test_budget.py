@@ -94,7 +94,7 @@ def test_the_next_run_goes_on_where_time_was_spent(project: Path) -> None:
     verdicts = Counter(outcome.verdict.value for outcome in ran.outcomes.values())
     assert verdicts["not-run"] == 0
     assert verdicts.total() == 12
-    assert "1 of 12 were recorded" in done.stdout
+    assert "which had 1 of 12 cases" in done.stdout
 
 
 def test_a_run_with_time_left_runs_all(project: Path) -> None:
