@@ -34,8 +34,8 @@ MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth"]
 
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
 NEEDS_TORCH = (
-    r"import torch|importorskip|refgrid\.(proof|compare|inputs|normal)|\"-m\", \"pytest\""
-    r"|from (test_plugin|fleet) import"
+    r"import torch|importorskip|refgrid\.proving(\.(?!expected|finding|tolerance)| import)|\"-m\", \"pytest\""
+    r"|from (test_plugin|fleet|guards) import"
 )
 # A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.
 CRASH_SAFE = ["--dist=load", "--max-worker-restart=10000"]
@@ -79,6 +79,7 @@ def tests(session: nox.Session) -> None:
 def instrument(session: nox.Session) -> None:
     """Test the part of the instrument that starts without torch, on every supported Python."""
     _sync(session, "--group=test")
+    session.install("--no-deps", "--editable=groundtruth")
     session.run("pytest", *_torch_free_tests(session), *session.posargs)
 
 
@@ -118,7 +119,7 @@ def plan(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the instrument itself: collection, and its share of a case."""
     _install(session, "cpu")
-    session.run("python", "-m", "refgrid.bench", *session.posargs)
+    session.run("python", "-m", "refgrid.commands.bench", *session.posargs)
 
 
 @nox.session(name="bench-references", python=VENVS["cpu"]["python"], default=False)
@@ -203,7 +204,7 @@ def _prove_overlay(session: nox.Session, name: str) -> None:
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
         session.error(f"{wheelhouse}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {name}")
-    overlay, site = ["python3", "src/refgrid/overlay.py"], Path(session.cache_dir, "overlays", name)
+    overlay, site = ["python3", "src/refgrid/overlays/overlay.py"], Path(session.cache_dir, "overlays", name)
     laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
     session.run(*overlay, "lay", *laid, external=True)
     pytest = ["python3", "-m", "pytest", *OWN_PLUGINS, *_arguments(session, name)]

@@ -21,9 +21,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from refgrid.definition import InputSpec, Workload, load_dataset
-from refgrid.inputs import make_inputs
-from refgrid.reference import compile_reference
+from refgrid.dataset.definition import InputSpec, Workload, load_dataset
+from refgrid.dataset.reference import compile_reference
+from refgrid.proving.inputs import make_inputs
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., Any]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from refgrid.case import Case, Check, Size, op_of, size_of
-from refgrid.definition import DataSet, load_dataset
-from refgrid.finding import Finding
-from refgrid.proof import Prover
-from refgrid.record import Verdict
+from refgrid.dataset.case import Case, Check, Size, op_of, size_of
+from refgrid.dataset.definition import DataSet, load_dataset
+from refgrid.proving.finding import Finding
+from refgrid.proving.proof import Prover
+from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refgrid.machine import Machine, Readiness, readiness
+from refgrid.environments.machine import Machine, Readiness, readiness
 
 H200 = ("NVIDIA H200",)
 TABLE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from refgrid.definition import DataSet, Definition, InputSpec, Workload, read_definition
+from refgrid.dataset.definition import DataSet, Definition, InputSpec, Workload, read_definition
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {

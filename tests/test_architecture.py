@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ TENSOR_MODULES = {
     "forms.py",
     "workbench.py",
     "proof.py",
-    *(file.name for file in (ROOT / "src/refgrid/inputs").glob("*.py")),
+    *(file.name for file in (ROOT / "src/refgrid/proving/inputs").glob("*.py")),
 }
 
 
@@ -89,6 +91,35 @@ def test_the_instrument_starts_without_torch(file: Path) -> None:
         assert "torch" not in set(imports(file.read_text(), top_level_only=True))
 
 
+# Of the instrument's parts, what each may import; the commands, the plugin and the run bring all together.
+PARTS: dict[str, set[str]] = {
+    "dataset": set(),
+    "proving": {"dataset", "records"},
+    "records": {"dataset", "environments"},
+    "report": {"dataset", "environments", "records"},
+    "overlays": {"environments"},
+    "warming": {"dataset"},
+}
+
+
+def parts(source: str) -> set[str]:
+    """The parts of the instrument that a source imports, wherever in it."""
+    named = (node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module)
+    known = {folder.name for folder in (ROOT / "src/refgrid").iterdir() if (folder / "__init__.py").is_file()}
+    return {name.split(".")[1] for name in named if name.startswith("refgrid.")} & known
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_imports_those_below_it_only(part: str) -> None:
+    used = {name for file in _files(f"src/refgrid/{part}") for name in parts(file.read_text())}
+
+    assert used - {part} <= PARTS[part]
+
+
+def test_the_rule_of_parts_sees_an_import_inside_a_function() -> None:
+    assert parts("def f():\n    from refgrid.running.lease import take") == {"running"}
+
+
 def test_the_noxfile_imports_neither_member_nor_torch() -> None:
     used = set(imports((ROOT / "noxfile.py").read_text()))
 
@@ -118,3 +149,25 @@ def test_the_torch_rule_sees_the_top_level_and_skips_type_checking() -> None:
 
     assert "torch" not in set(imports(lazy, top_level_only=True))
     assert "torch" in set(imports("import torch", top_level_only=True))
+
+
+def test_what_the_instrument_session_runs_needs_no_torch() -> None:
+    """The noxfile tells such files by their text: with torch out of reach, all that it names must be collected."""
+    needs = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse((ROOT / "noxfile.py").read_text()).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NEEDS_TORCH"
+    )
+    files = [str(file) for file in (ROOT / "tests").glob("test_*.py") if not re.search(needs, file.read_text())]
+    program = "import sys; sys.modules['torch'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--collect-only", "-q", "-p", "no:cacheprovider", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert len(files) > 20
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -16,13 +16,13 @@ import pytest
 from click.testing import CliRunner
 from packaging.version import Version
 
-from refgrid import kernel_cache
-from refgrid.audit import AuditFinding, audit, audit_named, same_version
 from refgrid.cli import main
-from refgrid.driver import DRIVER_FLOOR, driver_cuda, driver_fault
-from refgrid.environment import Environment, measure
-from refgrid.environments import EnvironmentSpec
-from refgrid.record import read_runs
+from refgrid.environments import kernel_cache
+from refgrid.environments.audit import AuditFinding, audit, audit_named, same_version
+from refgrid.environments.declared import EnvironmentSpec
+from refgrid.environments.driver import DRIVER_FLOOR, driver_cuda, driver_fault
+from refgrid.environments.measured import Environment, measure
+from refgrid.records.record import read_runs
 
 SPEC = EnvironmentSpec.model_validate(
     {
@@ -415,7 +415,7 @@ class TestCommand:
         assert audit_named(tmp_path / "nowhere.toml", local) == []
 
     def test_it_imports_no_torch(self) -> None:
-        code = "import sys, refgrid.audit, refgrid.cli; assert 'torch' not in sys.modules"
+        code = "import sys, refgrid.environments.audit, refgrid.cli; assert 'torch' not in sys.modules"
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
         assert told.returncode == 0, told.stderr

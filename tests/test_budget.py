@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from refgrid.budget import parse_duration, told_duration
-from refgrid.record import read_runs
+from refgrid.records.record import read_runs
+from refgrid.running.budget import parse_duration, told_duration
 
 TESTS = """
 from refgrid.contract import ReferenceContract
@@ -24,7 +24,7 @@ class TestDoubleN4(ReferenceContract):
 CLOCK = """
 from pathlib import Path
 from types import SimpleNamespace
-from refgrid import budget
+from refgrid.running import budget
 
 budget.time = SimpleNamespace(monotonic=lambda: 1e9 if (Path(__file__).parent / "spent").exists() else 0.0)
 """

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from refgrid.case import Case, Selection, op_of, plan
-from refgrid.definition import load_dataset
+from refgrid.dataset.case import Case, Selection, op_of, plan
+from refgrid.dataset.definition import load_dataset
 
 
 def _ids(tmp_path: Path, sources: dict[str, list[str]], **selection: Any) -> list[str]:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from refgrid.chosen import compare_chosen
-from refgrid.compare import Comparison, ComparisonError, EmptyComparison
-from refgrid.tolerance import EXACT, Tolerance
+from refgrid.proving.chosen import compare_chosen
+from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison
+from refgrid.proving.tolerance import EXACT, Tolerance
 
 NEAR = Tolerance(1e-5, 1e-5)
 # Row 0: slot 2 is none, 6 and 3 are equal. Row 1 has two candidates. Row 2 has none.

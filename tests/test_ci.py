@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from refgrid.case import Case
-from refgrid.ci import HOSTED, SELF_HOSTED, PlanError, labels, merge, plan_jobs, planned_devices, to_matrix
 from refgrid.cli import main
-from refgrid.environment import Environment
-from refgrid.environments import EnvironmentSpec
-from refgrid.ledger import Ledger
-from refgrid.record import Header, Outcome, Verdict
+from refgrid.dataset.case import Case
+from refgrid.environments.ci import HOSTED, SELF_HOSTED, PlanError, labels, merge, plan_jobs, planned_devices, to_matrix
+from refgrid.environments.declared import EnvironmentSpec
+from refgrid.environments.measured import Environment
+from refgrid.records.ledger import Ledger
+from refgrid.records.record import Header, Outcome, Verdict
 
 CASES = tuple(Case("double_n4", "double", "double", f"b{size}", "shape") for size in (1, 2))
 MEASURED = Environment("cu130-a", "cuda", "3.12.3", "linux x86_64", "2.11.0", "13.0", None, "580", "NVIDIA H200", 1, {})

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refgrid import compare as module
-from refgrid.compare import Comparison, ComparisonError, EmptyComparison, compare
-from refgrid.tolerance import EXACT, Tolerance
+from refgrid.proving import compare as module
+from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison, compare
+from refgrid.proving.tolerance import EXACT, Tolerance
 
 INF, NAN = math.inf, math.nan
 LOOSE = Tolerance(0.5, 0.25)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from refgrid.definition import DefinitionError, load_dataset, read_definition
+from refgrid.dataset.definition import DefinitionError, load_dataset, read_definition
 
 Damage = Callable[[dict[str, Any]], None]
 

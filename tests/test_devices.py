@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from refgrid import devices
-from refgrid.devices import Device, DeviceError, Gpu, fake_gpus, told_devices, visible_devices, visible_of
+from refgrid.running import devices
+from refgrid.running.devices import Device, DeviceError, Gpu, fake_gpus, told_devices, visible_devices, visible_of
 
 GIB = 2**30
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from test_record import CASES, header
 
-from refgrid import digest
-from refgrid.digest import read_digested, without_collection
-from refgrid.ledger import Ledger
-from refgrid.matrix import build, to_dict
-from refgrid.record import Outcome, RecordError, Verdict, read_runs
+from refgrid.records import digest
+from refgrid.records.digest import read_digested, without_collection
+from refgrid.records.ledger import Ledger
+from refgrid.records.record import Outcome, RecordError, Verdict, read_runs
+from refgrid.report.matrix import build, to_dict
 
 NUMBERS = {"output": "y", "headroom": 0.5, "worst": [{"index": [0, 1], "error": 1e-7}]}
 

@@ -10,10 +10,10 @@ from typing import TypeAlias
 import pytest
 import torch
 
-from refgrid import draws as module
-from refgrid.compare import Comparison, ComparisonError, EmptyComparison
-from refgrid.draws import compare_draws, draws_for
-from refgrid.tolerance import EXACT, Tolerance
+from refgrid.proving import draws as module
+from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison
+from refgrid.proving.draws import compare_draws, draws_for
+from refgrid.proving.tolerance import EXACT, Tolerance
 
 Tensor: TypeAlias = torch.Tensor
 

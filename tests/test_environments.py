@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refgrid.environments import CUDA_OF_TORCH, EnvironmentsError, chosen, load_environments, load_table
+from refgrid.environments.declared import CUDA_OF_TORCH, EnvironmentsError, chosen, load_environments, load_table
 
 TABLE = Path(__file__).resolve().parents[1] / "ci" / "environments.toml"
 

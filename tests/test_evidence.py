@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 from test_record import CASES, header
 
-from refgrid.evidence import Evidence, newest_match, record_files, standing
-from refgrid.key import Keys
-from refgrid.ledger import Ledger, claim
-from refgrid.record import Outcome, RecordError, Verdict
+from refgrid.caching.evidence import Evidence, newest_match, record_files, standing
+from refgrid.caching.key import Keys
+from refgrid.records.ledger import Ledger, claim
+from refgrid.records.record import Outcome, RecordError, Verdict
 
 CASE = CASES[0]
 HELD = "weights of 60.0 GiB are held 2 times, as drawn and as handed out; {} are free for this worker"

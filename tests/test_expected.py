@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from refgrid.expected import ExpectedError, load_expected
-from refgrid.record import Verdict
+from refgrid.proving.expected import ExpectedError, load_expected
+from refgrid.records.record import Verdict
 
 ENTRY = """
 [[expected]]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from refgrid.failed_environment import LONGEST, last_words
-from refgrid.matrix import build
-from refgrid.record import Run, read_runs
+from refgrid.environments.failed import LONGEST, last_words
+from refgrid.records.record import Run, read_runs
+from refgrid.report.matrix import build
 
 TESTS = """
 from refgrid.contract import ReferenceContract

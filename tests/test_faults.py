@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from fleet import CRASH_SAFE, Fleet, overlapping
 
-from refgrid.record import Outcome
+from refgrid.records.record import Outcome
 
 TRUTH = 'return {"y": x + x}'
 
@@ -56,7 +56,7 @@ NAMES = [fault.name for fault in FAULTS]
 CONFTEST = """
 import os
 from pathlib import Path
-from refgrid import worker
+from refgrid.running import worker
 
 def cuda_fault():
     poisoned = (Path(__file__).parent / f"poisoned-{os.getpid()}").exists()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from fleet import CRASH_SAFE, Fleet, overlapping
 
-from refgrid.devices import Device
-from refgrid.lease import Lease, this_process, try_lease
-from refgrid.record import Run, Verdict
+from refgrid.records.record import Run, Verdict
+from refgrid.running.devices import Device
+from refgrid.running.lease import Lease, this_process, try_lease
 
 USED = "import planted\nreturn planted.used(x)"
 BOTH = [Device(f"FAKE-{i}", "fake GPU", 2**34) for i in range(2)]
@@ -178,7 +178,9 @@ def test_a_lone_process_that_hangs_says_where_to_whoever_looks_on(fleet: Fleet) 
 
 
 def test_a_lone_process_whose_context_is_lost_stops(fleet: Fleet) -> None:
-    (fleet.root / "conftest.py").write_text("from refgrid import worker\n\nworker.cuda_fault = lambda: 'CUDA error'\n")
+    (fleet.root / "conftest.py").write_text(
+        "from refgrid.running import worker\n\nworker.cuda_fault = lambda: 'CUDA error'\n"
+    )
 
     done = fleet.run()
 

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from refgrid.finding import forget_locals
+from refgrid.proving.finding import forget_locals
 
 
 class Large:

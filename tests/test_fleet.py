@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fleet import CRASH_SAFE, Fleet, overlapping
 
-from refgrid.record import read_runs
+from refgrid.records.record import read_runs
 
 
 def test_each_of_four_gpus_is_used_and_none_by_two_at_once(

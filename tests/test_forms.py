@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from refgrid import forms
-from refgrid.case import Case
-from refgrid.definition import load_dataset
-from refgrid.finding import Finding
-from refgrid.proof import Prover
-from refgrid.record import Verdict
+from refgrid.dataset.case import Case
+from refgrid.dataset.definition import load_dataset
+from refgrid.proving import forms
+from refgrid.proving.finding import Finding
+from refgrid.proving.proof import Prover
+from refgrid.proving.tolerance import EXACT, Tolerance
+from refgrid.records.record import Verdict
 from refgrid.sources import Sources
-from refgrid.tolerance import EXACT, Tolerance
 
 OP = "dice_sampling_from_probs"
 REFERENCE = "import torch\n\ndef run(probs):\n    return torch.multinomial(probs, 1)[:, 0]\n"
@@ -41,13 +41,13 @@ def dice(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def proves(dice: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Proves one check of the dice against truths, each a function of the probabilities; op and inputs are made so."""
-    from refgrid import workbench as proof
-    from refgrid.inputs import Inputs
+    from refgrid.proving import workbench as proof
+    from refgrid.proving.inputs import Inputs
 
     probs = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 0], [0, 0, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     fixed = Inputs({"probs": probs / probs.sum(1, keepdim=True)}, "fixed")
     monkeypatch.setattr(proof, "make_inputs", lambda *_: fixed)
-    monkeypatch.setattr("refgrid.draws._ELEMENTS", {"cpu": 2**21})
+    monkeypatch.setattr("refgrid.proving.draws._ELEMENTS", {"cpu": 2**21})
 
     def run(check: Any = "numerics", source: str | None = None, **truths: Truth) -> Any:
         def adapter(name: str, _op: str, _device: str) -> Callable[..., Mapping[str, torch.Tensor]]:

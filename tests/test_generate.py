@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from refgrid.case import Selection
 from refgrid.cli import main
-from refgrid.definition import load_dataset
-from refgrid.generate import Request, add_reference_tests, class_name, definitions_with_tests
+from refgrid.dataset.case import Selection
+from refgrid.dataset.definition import load_dataset
+from refgrid.dataset.generate import Request, add_reference_tests, class_name, definitions_with_tests
 
 
 @pytest.fixture

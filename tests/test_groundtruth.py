@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import refgrid_groundtruth as groundtruth
-from refgrid.case import op_of
-from refgrid.definition import load_dataset
+from refgrid.dataset.case import op_of
+from refgrid.dataset.definition import load_dataset
 from refgrid_groundtruth import SOURCES, Source, Unavailable, paged, selftest
 from refgrid_groundtruth.table import FAMILY
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import refgrid_groundtruth as groundtruth
-from refgrid.chosen import compare_chosen
-from refgrid.tolerance import Tolerance
+from refgrid.proving.chosen import compare_chosen
+from refgrid.proving.tolerance import Tolerance
 from refgrid_groundtruth import SOURCES, Unavailable, selftest
 from refgrid_groundtruth.table import FAMILIES
 

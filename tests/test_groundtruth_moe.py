@@ -16,8 +16,8 @@ import torch
 from small_moe import FP4, FP4_ONE, GROUPS, NAMES, NO_GROUPS, RENORM, ROUTED
 
 import refgrid_groundtruth as groundtruth
-from refgrid.case import op_of
-from refgrid.inputs import make_inputs
+from refgrid.dataset.case import op_of
+from refgrid.proving.inputs import make_inputs
 from refgrid_groundtruth import SOURCES, Unavailable, experts
 from refgrid_groundtruth.table import FAMILIES
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import refgrid_groundtruth as groundtruth
-from refgrid.definition import InputSpec, Workload, load_dataset
-from refgrid.draws import compare_draws
-from refgrid.inputs import make_inputs
-from refgrid.tolerance import EXACT
+from refgrid.dataset.definition import InputSpec, Workload, load_dataset
+from refgrid.proving.draws import compare_draws
+from refgrid.proving.inputs import make_inputs
+from refgrid.proving.tolerance import EXACT
 from refgrid_groundtruth import Unavailable, selftest
 from refgrid_groundtruth.table import FAMILIES
 

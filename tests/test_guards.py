@@ -14,9 +14,9 @@ import pytest
 import torch
 from guards import Fault, demand_caught, prove, published
 
-from refgrid.case import Case
-from refgrid.proof import Prover
-from refgrid.record import Verdict
+from refgrid.dataset.case import Case
+from refgrid.proving.proof import Prover
+from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
 PREFILL = ("gqa_paged_prefill_causal_h5_kv1_d128_ps64", "edge_b3_q257_n11_p16")

@@ -7,7 +7,7 @@ import small_moe
 from guards import Fault, demand_caught, prove
 from small_moe import FP4, FP4_ONE, GROUPS, NAMES, NO_GROUPS, PER_TENSOR, PER_TENSOR_ONE, RENORM, ROUTED, ROUTED_ONE
 
-from refgrid.definition import DataSet
+from refgrid.dataset.definition import DataSet
 
 TOKENS = "t29"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from guards import Fault, demand_caught, prove, published
 
-from refgrid.record import Verdict
+from refgrid.records.record import Verdict
 
 TOP_K = "top_k_sampling_from_probs_v128256"
 TOP_P = "top_p_sampling_from_probs_v128256"

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from refgrid.definition import Axis, Definition, DefinitionError, InputSpec, TensorSpec, Workload
-from refgrid.inputs import Inputs, make_inputs, normal, plain
-from refgrid.inputs import drawing as module
+from refgrid.dataset.definition import Axis, Definition, DefinitionError, InputSpec, TensorSpec, Workload
+from refgrid.proving.inputs import Inputs, make_inputs, normal, plain
+from refgrid.proving.inputs import drawing as module
 
 RANDOM = InputSpec("random")
 
@@ -120,7 +120,7 @@ class TestTheSameEverywhere:
     def test_in_another_process(self) -> None:
         script = (
             "import sys, json; sys.path[:0] = json.loads(sys.argv[1]); import torch; torch.manual_seed(99)\n"
-            "from refgrid.definition import *; from refgrid.inputs import make_inputs\n"
+            "from refgrid.dataset.definition import *; from refgrid.proving.inputs import make_inputs\n"
             "d = Definition('made_up', 'made_up', {'batch': Axis('var'), 'n': Axis('const', 8)},"
             "{'x': TensorSpec(('batch', 'n'), 'bfloat16'), 'weight': TensorSpec(('n',), 'bfloat16')},"
             "{'y': TensorSpec((), 'float32')}, '')\n"

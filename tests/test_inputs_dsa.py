@@ -11,9 +11,9 @@ import naive_dsa as naive
 import pytest
 import torch
 
-from refgrid.case import size_of
-from refgrid.definition import DataSet, InputSpec, Workload, load_dataset
-from refgrid.inputs import Inputs, make_inputs
+from refgrid.dataset.case import size_of
+from refgrid.dataset.definition import DataSet, InputSpec, Workload, load_dataset
+from refgrid.proving.inputs import Inputs, make_inputs
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "definitions/dsa_paged").glob("*.json"))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from refgrid.case import size_of
-from refgrid.definition import DataSet, DefinitionError, InputSpec, Workload, load_dataset
-from refgrid.inputs import drawing, gdn, make_inputs
+from refgrid.dataset.case import size_of
+from refgrid.dataset.definition import DataSet, DefinitionError, InputSpec, Workload, load_dataset
+from refgrid.proving.inputs import drawing, gdn, make_inputs
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "definitions" / "gdn").glob("*.json"))

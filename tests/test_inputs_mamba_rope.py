@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from refgrid.case import size_of
-from refgrid.definition import DataSet, DefinitionError, InputSpec, Workload, load_dataset
-from refgrid.inputs import drawing, make_inputs, mamba, rope
+from refgrid.dataset.case import size_of
+from refgrid.dataset.definition import DataSet, DefinitionError, InputSpec, Workload, load_dataset
+from refgrid.proving.inputs import drawing, make_inputs, mamba, rope
 from refgrid_references import mamba_ssu_decode
 
 ROOT = Path(__file__).parents[1]

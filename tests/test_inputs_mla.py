@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from refgrid.case import size_of
-from refgrid.definition import DataSet, Definition, load_dataset
-from refgrid.inputs import make_inputs
+from refgrid.dataset.case import size_of
+from refgrid.dataset.definition import DataSet, Definition, load_dataset
+from refgrid.proving.inputs import make_inputs
 
 ROOT = Path(__file__).parents[1]
 OP_TYPES = ("gqa_ragged", "mla_paged", "mla_ragged")

@@ -11,9 +11,9 @@ import small_moe
 import torch
 from small_moe import FP4, FP4_ONE, GROUPS, NAMES, NO_GROUPS, PER_TENSOR, RENORM, ROUTED, ROUTED_ONE
 
-from refgrid.case import size_of
-from refgrid.definition import Definition, DefinitionError, load_dataset
-from refgrid.inputs import Inputs, drawing, make_inputs, moe, plain
+from refgrid.dataset.case import size_of
+from refgrid.dataset.definition import Definition, DefinitionError, load_dataset
+from refgrid.proving.inputs import Inputs, drawing, make_inputs, moe, plain
 from refgrid_groundtruth.quantised import pack_mxfp4, unpack_mxfp4
 
 BY_LOGITS = [name for name in NAMES if "routed" not in name]

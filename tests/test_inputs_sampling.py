@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from refgrid.definition import Definition, DefinitionError, InputSpec, Workload, load_dataset
-from refgrid.inputs import make_inputs
-from refgrid.inputs import sampling as module
-from refgrid.inputs.sampling import Row, inside, rows_of
+from refgrid.dataset.definition import Definition, DefinitionError, InputSpec, Workload, load_dataset
+from refgrid.proving.inputs import make_inputs
+from refgrid.proving.inputs import sampling as module
+from refgrid.proving.inputs.sampling import Row, inside, rows_of
 
 DATASET = load_dataset(Path(__file__).parents[1])
 SAMPLING = [definition for definition in DATASET.definitions.values() if definition.op_type == "sampling"]

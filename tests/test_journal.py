@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from refgrid.journal import Entry, death, innermost_frame, last_entry, last_words
-from refgrid.libraries import cut_short
-from refgrid.record import Verdict
+from refgrid.records.record import Verdict
+from refgrid.running.journal import Entry, death, innermost_frame, last_entry, last_words
+from refgrid.running.libraries import cut_short
 
 MAIN = 0x7F0123456789
 ENTRY = Entry("gw3", 4711, MAIN, "NVIDIA H200 GPU-a", "gemm_n1-b1-shape", "2026-11-21T12:00:00+00:00")
@@ -96,7 +96,7 @@ def test_a_journal_is_read_after_its_process_has_gone(tmp_path: Path) -> None:
     write = """
 import os, sys
 from pathlib import Path
-from refgrid.journal import Journal
+from refgrid.running.journal import Journal
 journal = Journal(Path(sys.argv[1]), "gw0", "a GPU")
 journal.begin("a-first-case-with-a-longer-name")
 journal.end()

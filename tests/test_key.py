@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 import refgrid
-from refgrid.case import Case, Selection, plan
-from refgrid.definition import load_dataset
-from refgrid.environment import Environment
-from refgrid.expected import load_expected
-from refgrid.key import Keys, Machine, differing
-from refgrid.modules import Modules
+from refgrid.caching.key import Keys, Machine, differing
+from refgrid.caching.modules import Modules
+from refgrid.dataset.case import Case, Selection, plan
+from refgrid.dataset.definition import load_dataset
+from refgrid.environments.measured import Environment
+from refgrid.proving.expected import load_expected
 from refgrid.sources import Sources
 
 GPU = Environment(
@@ -116,6 +116,7 @@ def environment(**changes: Any) -> Callable[[Checkout], None]:
 def edit(file: str, text: str = "# edited\n") -> Callable[[Checkout], None]:
     def change(checkout: Checkout) -> None:
         path = checkout.root / file
+        assert path.exists() or not file.startswith("refgrid/"), f"{file} is not there: editing it would prove nothing"
         path.write_text((path.read_text() if path.exists() else "") + text)
 
     return change
@@ -149,10 +150,10 @@ CHANGES = [
     Change("adapter", edit("truths/halves.py")),
     Change("adapter", edit("truths/__init__.py")),
     Change("adapter", edit("truths/__init__.py.row", " of another table")),
-    Change("instrument", edit("refgrid/proof.py")),
-    Change("instrument", edit("refgrid/compare.py")),
-    Change("instrument", edit("refgrid/inputs/plain.py")),
-    Change("instrument", edit("refgrid/tolerance.py")),
+    Change("instrument", edit("refgrid/proving/proof.py")),
+    Change("instrument", edit("refgrid/proving/compare.py")),
+    Change("instrument", edit("refgrid/proving/inputs/plain.py")),
+    Change("instrument", edit("refgrid/proving/tolerance.py")),
     Change("instrument", edit("refgrid/contract.py")),
     Change("instrument", edit("refgrid/plugin.py")),
     Change("lock", edit("lock.txt")),
@@ -188,8 +189,8 @@ def test_what_counts_gives_another_key_and_is_named(checkout: Checkout, change: 
     "change",
     [
         pytest.param(lambda checkout: None, id="nothing"),  # noqa: ARG005 - nothing is done to it
-        pytest.param(edit("refgrid/terminal.py"), id="how the matrix is printed"),
-        pytest.param(edit("refgrid/scheduling.py"), id="in which order cases run"),
+        pytest.param(edit("refgrid/report/terminal.py"), id="how the matrix is printed"),
+        pytest.param(edit("refgrid/running/scheduling.py"), id="in which order cases run"),
         pytest.param(edit("truths/unused.py"), id="an adapter of another op"),
         pytest.param(edit("truths/table.py"), id="another row of the table"),
         pytest.param(edit("ci/expected_failures.toml", EXPECTED.format(2)), id="a failure expected of another case"),

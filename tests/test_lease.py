@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from refgrid.devices import Device
-from refgrid.lease import Holder, Lease, LeaseError, Lock, holders, this_process, told_holders, try_lease
+from refgrid.running.devices import Device
+from refgrid.running.lease import Holder, Lease, LeaseError, Lock, holders, this_process, told_holders, try_lease
 
 TWO = [Device("FAKE-0", "fake GPU", 2**34), Device("FAKE-1", "fake GPU", 2**34)]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from refgrid.devices import Device
-from refgrid.lease import this_process, try_lease
+from refgrid.running.devices import Device
+from refgrid.running.lease import this_process, try_lease
 folder, slots, *uuids = sys.argv[1:]
 devices = [Device(uuid, "fake GPU", 2**34) for uuid in uuids]
 lease = try_lease(devices, int(slots), Path(folder), this_process("another run", "yesterday"))
@@ -217,8 +217,8 @@ class TestFolder:
 TURN = """
 import sys, time
 from pathlib import Path
-from refgrid.devices import Device
-from refgrid.lease import this_process, try_lease
+from refgrid.running.devices import Device
+from refgrid.running.lease import this_process, try_lease
 folder, alone = Path(sys.argv[1]), sys.argv[2] == "alone"
 lease = try_lease([Device("FAKE-0", "fake GPU", 2**34)], 3, folder, this_process("a turn", "now"))
 lease.begin_use(alone=alone)

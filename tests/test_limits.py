@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from test_plugin import Project
 
 from refgrid.cli import main
-from refgrid.record import Outcome, Run, Verdict
+from refgrid.records.record import Outcome, Run, Verdict
 
 TESTS = """
 from refgrid.contract import ReferenceContract

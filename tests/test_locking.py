@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from refgrid.environments import EnvironmentSpec, EnvironmentTable, Instrument
-from refgrid.locking import MACHINE_SETTINGS, LockError, write_lock
-from refgrid.locks import faults_of, lock_faults
+from refgrid.environments.declared import EnvironmentSpec, EnvironmentTable, Instrument
+from refgrid.environments.locking import MACHINE_SETTINGS, LockError, write_lock
+from refgrid.environments.locks import faults_of, lock_faults
 
 PROJECT = {"project": {"dependencies": ["tool>=2"]}, "dependency-groups": {"test": []}}
 PYPROJECT = (

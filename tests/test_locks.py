@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from refgrid.cli import main
-from refgrid.environments import EnvironmentSpec, load_table
-from refgrid.locks import faults_of, lock_faults, locked, strange_lines, words_faults
+from refgrid.environments.declared import EnvironmentSpec, load_table
+from refgrid.environments.locks import faults_of, lock_faults, locked, strange_lines, words_faults
 
 if sys.version_info >= (3, 11):
     import tomllib

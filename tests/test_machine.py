@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from machines import CONTAINER, H200, ready, table_below
 
-from refgrid import machine
-from refgrid.campaign import runnable
-from refgrid.environments import EnvironmentsError
-from refgrid.machine import Machine, look_around, outside_variables
+from refgrid.environments import machine
+from refgrid.environments.campaign import runnable
+from refgrid.environments.declared import EnvironmentsError
+from refgrid.environments.machine import Machine, look_around, outside_variables
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from refgrid.case import Case, Check
-from refgrid.cell import Cell, Row
-from refgrid.environment import Environment
-from refgrid.matrix import Matrix, build, to_dict, write_files
-from refgrid.reason import without_numbers
-from refgrid.record import BY_HAND, Header, Outcome, Run, Verdict
-from refgrid.terminal import print_matrix
+from refgrid.dataset.case import Case, Check
+from refgrid.environments.measured import Environment
+from refgrid.records.record import BY_HAND, Header, Outcome, Run, Verdict
+from refgrid.report.cell import Cell, Row
+from refgrid.report.matrix import Matrix, build, to_dict, write_files
+from refgrid.report.reason import without_numbers
+from refgrid.report.terminal import print_matrix
 
 CPU = Environment(
     "cpu", "cpu", "3.11.9", "linux x86_64", "2.13.0", None, None, None, None, 0, {"transformers": "4.57.1"}

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 from test_matrix import CPU, H200, Told, case, cases, printed, run
 
-from refgrid.matrix import Matrix, build, to_dict, write_files
-from refgrid.record import Verdict
-from refgrid.terminal import print_matrix
+from refgrid.records.record import Verdict
+from refgrid.report.matrix import Matrix, build, to_dict, write_files
+from refgrid.report.terminal import print_matrix
 
 TWIN = "num_experts 128 -> 8, hidden_size 5120 -> 640"
 PUBLISHED = {"gemm_n4": "gemm", "rmsnorm_n4": "rmsnorm", "moe_n4": "moe"}

@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 from machines import CONTAINER, ready, table_below
 
-from refgrid import campaign_commands
-from refgrid.campaign import Campaign, definitions_matching, runnable
 from refgrid.cli import main
-from refgrid.definition import load_dataset
-from refgrid.machine import Machine
+from refgrid.commands import campaign as campaign_commands
+from refgrid.dataset.definition import load_dataset
+from refgrid.environments.campaign import Campaign, definitions_matching, runnable
+from refgrid.environments.machine import Machine
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ time.sleep(120)
 def test_after_ctrl_c_a_session_may_account_for_its_cases(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     caller = (
-        "import signal, sys\nfrom refgrid.campaign import start_and_wait\n"
+        "import signal, sys\nfrom refgrid.environments.campaign import start_and_wait\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "start_and_wait([sys.executable, 'slow.py'])"
     )

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from refgrid import memory, smaller
-from refgrid.constraint import Constraint
-from refgrid.definition import Axis, DataSet, Definition, TensorSpec, load_dataset
+from refgrid.dataset import memory, smaller
+from refgrid.dataset.constraint import Constraint
+from refgrid.dataset.definition import Axis, DataSet, Definition, TensorSpec, load_dataset
 
 GIB, MIB = 2**30, 2**20
 

@@ -11,8 +11,8 @@ import small_moe
 import torch
 from small_moe import GROUPS, NAMES, NO_GROUPS, ROUTED
 
-from refgrid.case import op_of
-from refgrid.inputs import make_inputs
+from refgrid.dataset.case import op_of
+from refgrid.proving.inputs import make_inputs
 from refgrid_groundtruth import Unavailable, adapter, selftest
 from refgrid_groundtruth.oracle import moe
 from refgrid_groundtruth.table import FAMILIES

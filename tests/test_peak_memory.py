@@ -7,7 +7,7 @@ import torch
 from bench_references import DATASET, ROWS, Row
 from peak_memory import peak_bytes
 
-from refgrid.reference import compile_reference
+from refgrid.dataset.reference import compile_reference
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.definition)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from refgrid.record import Outcome, Run, Verdict, read_runs
+from refgrid.records.record import Outcome, Run, Verdict, read_runs
 
 PROVIDER = """
 import dataclasses

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from refgrid.case import Case
-from refgrid.environment import Environment
-from refgrid.ledger import Ledger, claim
-from refgrid.record import Header, Outcome, RecordError, Run, Verdict, now, read_runs, verdict_counts
+from refgrid.dataset.case import Case
+from refgrid.environments.measured import Environment
+from refgrid.records.ledger import Ledger, claim
+from refgrid.records.record import Header, Outcome, RecordError, Run, Verdict, now, read_runs, verdict_counts
 
 CPU = Environment("cpu", "cpu", "3.11.9", "linux x86_64", "2.13.0", None, None, None, None, 0, {"torch": "2.13.0"})
 CASES = tuple(Case("double_n4", "double", "double", f"b{size}", "numerics", "torch") for size in (1, 2, 3))
@@ -300,8 +300,8 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_record import CASES, header
-from refgrid.ledger import Ledger
-from refgrid.record import Outcome, RecordError, Verdict
+from refgrid.records.ledger import Ledger
+from refgrid.records.record import Outcome, RecordError, Verdict
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

@@ -11,8 +11,8 @@ import torch
 from peak_memory import peak_bytes
 from torch import Tensor
 
-from refgrid.chosen import compare_chosen
-from refgrid.tolerance import EXACT, Tolerance
+from refgrid.proving.chosen import compare_chosen
+from refgrid.proving.tolerance import EXACT, Tolerance
 from refgrid_references import dsa, dsa_sparse_attention, dsa_topk_indexer_fp8
 
 BFLOAT16 = {"atol": 1e-2, "rtol": 8e-3}  # one rounding, 2^-8 relative, and a margin near zero

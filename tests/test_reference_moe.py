@@ -14,8 +14,8 @@ import torch
 from small_moe import GROUPS, NAMES, NO_GROUPS, RENORM, ROUTED, ROUTED_ONE
 
 import refgrid_references
-from refgrid.case import op_of
-from refgrid.inputs import make_inputs
+from refgrid.dataset.case import op_of
+from refgrid.proving.inputs import make_inputs
 from refgrid_groundtruth import selftest
 from refgrid_groundtruth.table import FAMILIES
 from refgrid_references import moe

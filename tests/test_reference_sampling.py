@@ -12,11 +12,11 @@ import pytest
 import torch
 from peak_memory import peak_bytes
 
-from refgrid.definition import InputSpec, Workload, load_dataset
-from refgrid.draws import compare_draws
-from refgrid.inputs import make_inputs
-from refgrid.reference import compile_reference
-from refgrid.tolerance import EXACT
+from refgrid.dataset.definition import InputSpec, Workload, load_dataset
+from refgrid.dataset.reference import compile_reference
+from refgrid.proving.draws import compare_draws
+from refgrid.proving.inputs import make_inputs
+from refgrid.proving.tolerance import EXACT
 from refgrid_references import (
     sampling,
     top_k_sampling_from_probs,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from refgrid.definition import Workload, load_dataset
-from refgrid.render import RenderError, render, stale
+from refgrid.dataset.definition import Workload, load_dataset
+from refgrid.dataset.render import RenderError, render, stale
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "refgrid_references"
@@ -110,7 +110,7 @@ def _case_of(workload: Workload) -> tuple[object, ...]:
 
 def test_rendering_needs_neither_torch_nor_the_references_imported() -> None:
     code = (
-        "import sys; from pathlib import Path; from refgrid.render import stale; "
+        "import sys; from pathlib import Path; from refgrid.dataset.render import stale; "
         f"stale({PACKAGE!r}, Path({str(ROOT)!r})); "
         f"sys.exit(' '.join(name for name in ('torch', {PACKAGE!r}) if name in sys.modules) or None)"
     )

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from test_plugin import Project
 
-from refgrid.ledger import claim
-from refgrid.record import INTERRUPTED, Run, Verdict, read_runs
+from refgrid.records.ledger import claim
+from refgrid.records.record import INTERRUPTED, Run, Verdict, read_runs
 
 TWO_WORKERS = ("-n", "2", "--dist", "load", "--max-worker-restart", "10")
 
@@ -259,7 +259,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     file.touch()
     program = (
-        "import sys, time; from pathlib import Path; from refgrid.ledger import claim;"
+        "import sys, time; from pathlib import Path; from refgrid.records.ledger import claim;"
         "held = claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(file)], stdout=subprocess.PIPE, text=True) as holder:

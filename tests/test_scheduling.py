@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from refgrid.case import Case
-from refgrid.controller import Controller
-from refgrid.environment import Environment
-from refgrid.journal import Entry
-from refgrid.ledger import Ledger
-from refgrid.record import Header, Outcome, Verdict
-from refgrid.scheduling import LongestFirst, estimates, known_seconds, longest_first
-from refgrid.units import unit_of
+from refgrid.dataset.case import Case
+from refgrid.environments.measured import Environment
+from refgrid.records.ledger import Ledger
+from refgrid.records.record import Header, Outcome, Verdict
+from refgrid.running.controller import Controller
+from refgrid.running.journal import Entry
+from refgrid.running.scheduling import LongestFirst, estimates, known_seconds, longest_first
+from refgrid.running.units import unit_of
 
 SOURCES = ("one", "two", "three")
 

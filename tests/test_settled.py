@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from test_plugin import TESTS, TRUTH, Project
 
-from refgrid.ledger import Ledger
-from refgrid.matrix import build
-from refgrid.record import Outcome, Run, Verdict, read_runs
+from refgrid.records.ledger import Ledger
+from refgrid.records.record import Outcome, Run, Verdict, read_runs
+from refgrid.report.matrix import build
 
 # A reference that leaves a mark whenever it is called.
 MARKING = "open('ran', 'a').write(str(x.shape[0]))\nreturn x * 2"

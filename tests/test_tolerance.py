@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from refgrid.definition import DTYPES
-from refgrid.tolerance import EXACT, TABLE, TRUTH_LIMITS, Tolerance, looser, tolerance_for, tolerance_of
+from refgrid.dataset.definition import DTYPES
+from refgrid.proving.tolerance import EXACT, TABLE, TRUTH_LIMITS, Tolerance, looser, tolerance_for, tolerance_of
 
 BOUNDS = [
     pytest.param("float32", Tolerance(1e-5, 1e-5), id="float32"),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from refgrid import toolchain
-from refgrid.toolchain import ARCHITECTURES, ToolchainError, add_headers, choose_architectures, nvcc
+from refgrid.environments import toolchain
+from refgrid.environments.toolchain import ARCHITECTURES, ToolchainError, add_headers, choose_architectures, nvcc
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from refgrid import smaller
-from refgrid.case import Case, Selection, definition_of, plan, size_of
-from refgrid.constraint import Constraint
-from refgrid.definition import (
+from refgrid.dataset import smaller
+from refgrid.dataset.case import Case, Selection, definition_of, plan, size_of
+from refgrid.dataset.constraint import Constraint
+from refgrid.dataset.definition import (
     Axis,
     DataSet,
     Definition,
@@ -23,8 +23,8 @@ from refgrid.definition import (
     Workload,
     load_dataset,
 )
-from refgrid.memory import weight_bytes
-from refgrid.smaller import TWIN_ABOVE, TWIN_BYTES, changes, constants, twin_of
+from refgrid.dataset.memory import weight_bytes
+from refgrid.dataset.smaller import TWIN_ABOVE, TWIN_BYTES, changes, constants, twin_of
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERTS = {"num_experts": 256, "num_local_experts": 32, "hidden": 7168, "inner": 2048, "gemm1_out": 4096}

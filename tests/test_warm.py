@@ -15,10 +15,10 @@ import pytest
 from packaging.version import Version
 from rich.console import Console
 
-from refgrid import compiler_slots as slots
 from refgrid.sources import KernelModule
-from refgrid.warm import Built, Progress, compile_modules, first_errors
-from refgrid.warm_progress import display, short
+from refgrid.warming import compiler_slots as slots
+from refgrid.warming.progress import display, short
+from refgrid.warming.warm import Built, Progress, compile_modules, first_errors
 
 
 class Busy:

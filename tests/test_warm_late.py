@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from refgrid.late_compiles import STAMP, CompiledModules, Stamp, folder_of, read_stamp, write_stamp
-from refgrid.record import Run, read_runs
+from refgrid.records.record import Run, read_runs
+from refgrid.warming.late_compiles import STAMP, CompiledModules, Stamp, folder_of, read_stamp, write_stamp
 
 VERSIONS = {"torch": "2.11.0", "flashinfer-python": "0.6.12"}
 

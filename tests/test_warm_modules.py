@@ -22,10 +22,10 @@ import pytest
 import torch
 
 import refgrid_groundtruth as groundtruth
-from refgrid.case import op_of
-from refgrid.definition import load_dataset
+from refgrid.dataset.case import op_of
+from refgrid.dataset.definition import load_dataset
 from refgrid.sources import Sources
-from refgrid.warm import plan_warm
+from refgrid.warming.warm import plan_warm
 from refgrid_groundtruth import SOURCES, Unavailable
 from refgrid_groundtruth.kernels import Kernels, kernels
 

@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from refgrid import overlay, wheels
-from refgrid.audit import Installed, audit
 from refgrid.cli import main
-from refgrid.environment import measure
-from refgrid.environments import EnvironmentSpec
-from refgrid.overlay import OverlayError, Wheelhouse, lay
-from refgrid.wheelhouse import Cargo, WheelhouseError, build
-from refgrid.wheels import Source, read_have
+from refgrid.environments.audit import Installed, audit
+from refgrid.environments.declared import EnvironmentSpec
+from refgrid.environments.measured import measure
+from refgrid.overlays import overlay, wheels
+from refgrid.overlays.overlay import OverlayError, Wheelhouse, lay
+from refgrid.overlays.wheelhouse import Cargo, WheelhouseError, build
+from refgrid.overlays.wheels import Source, read_have
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ".".join(map(str, sys.version_info[:2]))

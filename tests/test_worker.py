@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from refgrid import worker
+from refgrid.running import worker
 
 
 class OutOfMemoryError(RuntimeError):

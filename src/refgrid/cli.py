@@ -14,16 +14,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from refgrid.audit_commands import audit, overlay, wheelhouse
-from refgrid.campaign_commands import here, run
-from refgrid.case import SIZES, Selection, Size, parse_sizes, plan
-from refgrid.ci_commands import ci
-from refgrid.definition import DataSet, Definition, DefinitionError, load_dataset
-from refgrid.digest import read_digested, without_collection
-from refgrid.due_commands import due, explain
-from refgrid.environment_commands import check_environments, lock, record_failure
+from refgrid.commands.audit import audit, overlay, wheelhouse
+from refgrid.commands.campaign import here, run
+from refgrid.commands.ci import ci
+from refgrid.commands.due import due, explain
+from refgrid.commands.environments import check_environments, lock, record_failure
+from refgrid.commands.warm import warm
+from refgrid.dataset.case import SIZES, Selection, Size, parse_sizes, plan
+from refgrid.dataset.definition import DataSet, Definition, DefinitionError, load_dataset
+from refgrid.records.digest import read_digested, without_collection
 from refgrid.sources import Sources
-from refgrid.warm_command import warm
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _dataset = click.option("--dataset", type=_FOLDER, default=".", help="Data set to use (default: this folder).")
@@ -85,8 +85,8 @@ def show_plan(
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 when a file is stale.")
 def render(dataset: Path, package: str, check: bool) -> None:
     """Write definitions/<op_type>/<name>.json from the references and their table of sizes."""
-    from refgrid.render import RenderError, stale
-    from refgrid.render import render as write
+    from refgrid.dataset.render import RenderError, stale
+    from refgrid.dataset.render import render as write
 
     try:
         if not check:
@@ -118,7 +118,7 @@ def add_reference_tests(
     **options: Any,
 ) -> None:
     """Write a test class for each definition that has none; run twice, it changes nothing."""
-    from refgrid.generate import Request, add_reference_tests
+    from refgrid.dataset.generate import Request, add_reference_tests
 
     if sum(map(bool, (definition_name, op_type, everything))) != 1:
         _fail("give exactly one of --definition-name N, --op-type T and --all")
@@ -141,10 +141,10 @@ def add_reference_tests(
 @without_collection()
 def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by_definition: bool) -> None:
     """Print the compatibility matrix of all records; exit 1 when a cell is red, 2 when nothing was proven."""
-    from refgrid.matrix import build, write_files
-    from refgrid.record import RecordError
-    from refgrid.reference import text_hash
-    from refgrid.terminal import print_matrix
+    from refgrid.dataset.reference import text_hash
+    from refgrid.records.record import RecordError
+    from refgrid.report.matrix import build, write_files
+    from refgrid.report.terminal import print_matrix
 
     published = _published(dataset)
     today = {name: text_hash(definition.reference) for name, definition in published.items()}
@@ -194,7 +194,7 @@ def _published(dataset: Path) -> Mapping[str, Definition]:
 
 
 def _declared(file: Path) -> dict[str, str]:
-    from refgrid.machine import why_not_recorded
+    from refgrid.environments.machine import why_not_recorded
 
     return why_not_recorded(file) if file.exists() else {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from refgrid.case import Case, Size
+from refgrid.dataset.case import Case, Size
 
 Prove = Callable[[Case], None]
 

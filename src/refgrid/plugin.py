@@ -11,19 +11,19 @@ from typing import Any, cast
 
 import pytest
 
-from refgrid.budget import Budget
-from refgrid.case import Case
+from refgrid.caching.settled import Settled, tolerance_asked
 from refgrid.contract import METHODS, Prove, ReferenceContract
-from refgrid.controller import leases_there, register_runner
-from refgrid.expected import ExpectedFailures
-from refgrid.finding import forget_locals, judge
-from refgrid.grid import Grid
-from refgrid.options import add_options
-from refgrid.record import BY_HAND, CUT, Verdict
-from refgrid.recorder import Recorder
-from refgrid.settled import Settled, tolerance_asked
-from refgrid.smaller import told_changes
-from refgrid.tolerance import tolerance_of
+from refgrid.dataset.case import Case
+from refgrid.dataset.smaller import told_changes
+from refgrid.proving.expected import ExpectedFailures
+from refgrid.proving.finding import forget_locals, judge
+from refgrid.proving.tolerance import tolerance_of
+from refgrid.records.record import BY_HAND, CUT, Verdict
+from refgrid.running.budget import Budget
+from refgrid.running.controller import leases_there, register_runner
+from refgrid.running.grid import Grid
+from refgrid.running.options import add_options
+from refgrid.running.recorder import Recorder
 
 _FOUND = pytest.StashKey[dict[str, Any]]()
 _GRID = pytest.StashKey[Grid]()

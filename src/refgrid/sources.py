@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from refgrid.modules import Modules
+from refgrid.caching.modules import Modules
 
 GROUP = "refgrid.sources"
 

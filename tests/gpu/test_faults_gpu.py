@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from fleet import CRASH_SAFE, Fleet
 
-from refgrid.devices import visible_devices
-from refgrid.record import Outcome, Verdict
+from refgrid.records.record import Outcome, Verdict
+from refgrid.running.devices import visible_devices
 
 TRUTH = 'return {"y": x + x}'
 KERNEL = """

@@ -2,8 +2,8 @@
 
 Read in 0.5.3, 0.6.7.post3, 0.6.12 and 0.7.2.post1. Both have GEMM1 as [up | gate], as the definitions have. Llama 4's
 routing is left out: cutlass_fused_moe has no weight on the input. In fp8 blocks it takes bfloat16 hidden states and
-quantises them again, and it rounds what goes into GEMM2 to fp8, which no definition says; refgrid.tolerance holds by
-how much. The other trtllm functions want shuffled weights and are left out.
+quantises them again, and it rounds what goes into GEMM2 to fp8, which no definition says; the table of tolerances
+holds by how much. The other trtllm functions want shuffled weights and are left out.
 """
 
 from __future__ import annotations

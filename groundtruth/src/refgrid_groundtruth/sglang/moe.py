@@ -2,7 +2,7 @@
 
 The Triton router is called by its own name: biased_grouped_topk_gpu goes to FlashInfer's where that is installed, and
 one kernel under two names must not count as two truths. The fp8 path takes bfloat16 hidden states and quantises them
-again, and it rounds what goes into GEMM2 to fp8, which no definition says; refgrid.tolerance holds by how much.
+again, and it rounds what goes into GEMM2 to fp8, which no definition says; the table of tolerances holds by how much.
 """
 
 from __future__ import annotations

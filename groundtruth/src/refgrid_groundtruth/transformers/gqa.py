@@ -1,7 +1,7 @@
 """Attention by llama's eager_attention_forward, run with transformers 5.23.0, also read in 5.12.0 and 5.17.0.
 
 It rounds its scores and its weights to the dtype, so in bfloat16 it is a coarser truth than the fused kernels;
-refgrid.tolerance holds by how much.
+the table of tolerances holds by how much.
 """
 
 from __future__ import annotations

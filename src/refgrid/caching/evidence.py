@@ -1,0 +1,175 @@
+"""Evidence: for each case the newest outcome in the records that was measured under the key that the case has today.
+
+Records are searched as bytes and parsed only where a key fits, since most lines of most files belong to other machines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refgrid.caching.key import Keys
+from refgrid.dataset.case import Case
+from refgrid.dataset.memory import told_bytes
+from refgrid.records.record import Outcome, Verdict
+
+# Not proven, but decided by what is in the key: nothing that has not changed can become available.
+_DECIDED = frozenset({Verdict.MISSING, Verdict.UNSUPPORTED, Verdict.API_ABSENT, Verdict.NO_GROUND_TRUTH})
+# Whoever died could not say under which tolerance.
+DIED = frozenset({Verdict.CRASH, Verdict.HANG})
+
+_LACK = " are free for this worker"  # how refgrid.dataset.memory ends the reason of a case that does not fit
+_KEY = re.compile(rb'"key": ?"([0-9a-f]+)"')
+_TOLERANCE = re.compile(rb'"tolerance": ?"([^"]*)"')
+_RUN = re.compile(rb'^\{"type": ?"run"')
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One recorded outcome with the run that it is of; `parts` are all parts of its key."""
+
+    case: str
+    verdict: Verdict
+    reason: str
+    run: str
+    started: str
+    hashes: Mapping[str, str]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    shrunk: bool = False
+
+    @property
+    def tolerance(self) -> str:
+        """The tolerance it was measured with."""
+        return self.hashes["tolerance"]
+
+    def stands(self, memory: float) -> bool:
+        """Whether it need not be measured again as long as its key is the same; `memory` bounds that of a worker.
+
+        A match does, and so does what the key alone decides. What was cut or left out for want of memory does where the
+        bound was the reason, and not what happened to be free at the time.
+        """
+        if self.verdict is Verdict.NOT_RUN:
+            return not math.isinf(memory) and self.reason.endswith(f"; {told_bytes(memory)}{_LACK}")
+        if self.shrunk and math.isinf(memory):
+            return False
+        return self.verdict is Verdict.MATCH or self.verdict in _DECIDED
+
+    def outcome(self, case: Case, key: str) -> Outcome:
+        """What a run that finds it records: a match is `cached`, and what decided the rest is told again."""
+        told = f"unchanged since it was {self.verdict.value} in run {self.run} of {self.started[:10]}"
+        cached = self.verdict is Verdict.MATCH
+        verdict = Verdict.CACHED if cached else self.verdict
+        kept = {name: self.hashes[name] for name in ("reference", "tolerance") if name in self.hashes}
+        return Outcome(case, verdict, told if cached else self.reason, hashes={**kept, "key": key}, evidence=self.run)
+
+
+def record_files(folders: Iterable[Path]) -> list[Path]:
+    """The files of records in these folders, with their subfolders, each once."""
+    return sorted({file.resolve() for folder in folders for file in folder.rglob("*.jsonl")})
+
+
+def standing(
+    files: Iterable[Path], keys: Keys, cases: Collection[Case], tolerance: str, memory: float
+) -> dict[str, dict[str, Evidence]]:
+    """What need not be measured again, by case id and by the tolerance that it was measured with.
+
+    The newest outcome under a key decides, whatever it is: a match that has failed since is none.
+    """
+    by_id = {case.id: case for case in cases}
+    wanted = {keys.key(case, tolerance).encode() for case in cases}
+    newest: dict[str, dict[str, Evidence]] = {}
+    for each in _measured(files, wanted, tolerance.encode()):
+        case = by_id.get(each.case)
+        if case is None or each.hashes["key"] != keys.key(case, each.tolerance):
+            continue
+        of_case = newest.setdefault(each.case, {})
+        if each.tolerance not in of_case or of_case[each.tolerance].started <= each.started:
+            of_case[each.tolerance] = each
+    stands = {case_id: _stands(found, memory) for case_id, found in newest.items()}
+    return {case_id: found for case_id, found in stands.items() if found}
+
+
+def newest_match(files: Iterable[Path], case_ids: Collection[str]) -> dict[str, Evidence]:
+    """The newest match with a key of each case, under whatever key: what a miss is explained by."""
+    found: dict[str, Evidence] = {}
+    for each in _measured(files):
+        if each.verdict is Verdict.MATCH and each.case in case_ids:
+            before = found.get(each.case)
+            if before is None or before.started <= each.started:
+                found[each.case] = each
+    return found
+
+
+def _stands(found: Mapping[str, Evidence], memory: float) -> dict[str, Evidence]:
+    died = max((each.started for each in found.values() if each.verdict in DIED), default="")
+    return {name: each for name, each in found.items() if each.stands(memory) and each.started > died}
+
+
+def _measured(
+    files: Iterable[Path], wanted: Collection[bytes] | None = None, tolerance: bytes = b""
+) -> Iterator[Evidence]:
+    """Outcomes that were measured and have a key: one of those wanted, or of another tolerance; all where none is."""
+    for file in files:
+        header: Mapping[str, Any] = {}
+        for line in _lines(file):
+            if _RUN.match(line):
+                header = _parsed(line)
+            elif _may_be_wanted(line, wanted, tolerance):
+                outcome = _parsed(line)
+                if header and outcome.get("type") == "outcome" and not _had_no_turn(outcome):
+                    yield _evidence(outcome, header)
+
+
+def _lines(file: Path) -> list[bytes]:
+    """None of a file that has gone since the folder was looked at, and none that cannot be read: both prove nothing."""
+    try:
+        return file.read_bytes().split(b"\n")
+    except OSError:
+        return []
+
+
+def _may_be_wanted(line: bytes, wanted: Collection[bytes] | None, tolerance: bytes) -> bool:
+    """What took its evidence from another run is none itself."""
+    key = _KEY.search(line)
+    if key is None or b'"evidence":' in line:
+        return False
+    return wanted is None or key[1] in wanted or _other(line, tolerance)
+
+
+def _had_no_turn(outcome: Mapping[str, Any]) -> bool:
+    """Not-run for another reason than that the case needs more memory than there is."""
+    lack = str(outcome.get("reason", "")).endswith(_LACK)
+    return outcome.get("verdict") == Verdict.NOT_RUN.value and not lack
+
+
+def _other(line: bytes, tolerance: bytes) -> bool:
+    found = _TOLERANCE.search(line)
+    return found is not None and found[1] != tolerance
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """What cannot be read is no evidence; the matrix says which line it is."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _evidence(outcome: Mapping[str, Any], header: Mapping[str, Any]) -> Evidence:
+    hashes = outcome["hashes"]
+    return Evidence(
+        outcome["case"],
+        Verdict(outcome["verdict"]),
+        outcome.get("reason", ""),
+        header["run"],
+        header["started"],
+        hashes,
+        {**header.get("parts", {}), **hashes},
+        bool(outcome.get("shrunk")),
+    )

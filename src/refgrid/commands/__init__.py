@@ -1,0 +1,1 @@
+"""The commands of `refgrid`, one module a topic."""

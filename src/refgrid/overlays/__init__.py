@@ -1,0 +1,1 @@
+"""Libraries laid over a machine's own torch, from a wheelhouse."""

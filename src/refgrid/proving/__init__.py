@@ -1,0 +1,1 @@
+"""One case proven: inputs drawn, reference and truth run, their outputs compared and judged."""

@@ -1,0 +1,273 @@
+"""Holds one tensor against another and raises nothing but bad questions: the answer is a Comparison.
+
+`actual` is the reference under test, `expected` the ground truth; non-finite values must agree position by position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from refgrid.proving.tolerance import Tolerance
+
+WORST = 5
+# Elements compared at once, with about twenty temporaries in float64: on a CPU they stay in its caches, and are too
+# small for malloc to ask the kernel for fresh pages each time, which can double the time at 2**15.
+_CHUNK = {"cpu": 2**14}
+_LARGE_CHUNK = 2**22
+
+
+class ComparisonError(ValueError):
+    """The tensors cannot be compared: names what differs and what it should be."""
+
+
+class EmptyComparison(ComparisonError):
+    """Nothing to compare: an empty comparison proves nothing."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """One element: its multi-dimensional index, both values and the error between them."""
+
+    index: tuple[int, ...]
+    actual: float
+    expected: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured for one output.
+
+    The error of an element is |actual - expected|; equal non-finite values have none, disagreeing ones an infinite
+    one. Relative errors divide by |expected| and leave out elements whose expected value is 0. Maxima are over all
+    elements; means, mse and cosine over those finite on both sides; nan says that there were none.
+    `headroom` is the largest error divided by what was allowed at its element: 1 is the bound, inf an error where none
+    was allowed. `worst` holds the largest errors, those outside the tolerance before all others, the first index first
+    among equals. Whole numbers and booleans must be equal, whatever the tolerance: their atol and rtol are 0.
+    """
+
+    output: str
+    count: int
+    matched_ratio: float
+    max_abs_error: float
+    mean_abs_error: float
+    max_rel_error: float
+    mean_rel_error: float
+    cosine: float
+    mse: float
+    headroom: float
+    nonfinite_mismatches: int
+    worst: tuple[Location, ...]
+    atol: float
+    rtol: float
+    required_matched_ratio: float
+
+    @property
+    def matches(self) -> bool:
+        """Enough elements are within the tolerance, and no non-finite value disagrees."""
+        return self.matched_ratio >= self.required_matched_ratio and not self.nonfinite_mismatches
+
+    def describe(self) -> str:
+        """Thing, place, value, what it should be, and the bound, in one line."""
+        if self.matches:
+            return f"{self.output} matches ({self._bound()})"
+        worst = self.worst[0]
+        actual, expected = _told_apart(worst.actual, worst.expected)
+        odd = not (math.isfinite(worst.actual) and math.isfinite(worst.expected))
+        found = f"is {actual} at {list(worst.index)}" if odd else f"is off at {list(worst.index)}: {actual}"
+        return f"{self.output} {found} but should be {expected} ({self._bound()})"
+
+    def _bound(self) -> str:
+        share = math.floor(1e4 * self.matched_ratio) / 100  # rounded down: one bad element in a million is not 100%
+        least = self.required_matched_ratio
+        required = f" of {100 * least:g}% required" if least < 1 else ""
+        return f"atol {_power(self.atol)}, rtol {_power(self.rtol)}; {share:g}% matched{required}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for strict JSON; non-finite numbers are the strings nan, inf and -inf.
+
+        Nine significant digits tell any two float32 values apart; the ratio keeps all, as the verdict rests on it.
+        """
+        return {**_plain(asdict(self)), "matched_ratio": self.matched_ratio}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
+        """The inverse of to_dict, up to its rounding."""
+        fields = {name: _number(value) for name, value in data.items() if name not in ("output", "worst")}
+        worst = tuple(
+            Location(tuple(row["index"]), *(_number(row[name]) for name in ("actual", "expected", "error")))
+            for row in data["worst"]
+        )
+        return cls(output=data["output"], worst=worst, **fields)
+
+
+def compare(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Comparison:
+    """Compare two tensors of one shape, dtype and device, elementwise and in float64.
+
+    Raises ComparisonError when shape, dtype or device differ, EmptyComparison when there is no element.
+    """
+    for what in ("shape", "dtype", "device"):
+        found, wanted = _told(getattr(actual, what)), _told(getattr(expected, what))
+        if found != wanted:
+            raise ComparisonError(f"{output}.{what} = {found}, but should be {wanted}")
+    if actual.numel() == 0:
+        raise EmptyComparison(f"{output} has no element (shape {list(actual.shape)}): nothing was compared")
+    if not actual.is_floating_point():
+        tolerance = Tolerance(0.0, 0.0, tolerance.required_matched_ratio)
+    with torch.no_grad():
+        return _summary(output, actual.reshape(-1), expected.reshape(-1), actual.shape, tolerance)
+
+
+# The columns of one chunk's row: sums, maxima, then a rank, an error and a place for each of its worst elements.
+_SUMS = ("matched", "nonfinite", "finite", "abs", "rel", "nonzero", "squares", "aa", "ee", "ae")
+_MAXIMA = ("abs", "rel", "headroom")
+_WIDTH = len(_SUMS) + len(_MAXIMA)
+
+
+def _summary(
+    output: str, actual: torch.Tensor, expected: torch.Tensor, shape: torch.Size, tolerance: Tolerance
+) -> Comparison:
+    rows = torch.stack([_measure(*chunk, tolerance) for chunk in _chunks(actual, expected)]).cpu()
+    total = dict(zip(_SUMS, rows[:, : len(_SUMS)].sum(0).tolist(), strict=True))
+    largest = dict(zip(_MAXIMA, rows[:, len(_SUMS) : _WIDTH].amax(0).tolist(), strict=True))
+    mismatches = int(total["nonfinite"])
+    infinite = math.inf if mismatches else 0.0
+    return Comparison(
+        output=output,
+        count=actual.numel(),
+        matched_ratio=total["matched"] / actual.numel(),
+        max_abs_error=max(largest["abs"], infinite),
+        mean_abs_error=_mean(total["abs"], total["finite"]),
+        max_rel_error=max(largest["rel"], infinite) if total["nonzero"] or mismatches else math.nan,
+        mean_rel_error=_mean(total["rel"], total["nonzero"]),
+        cosine=_cosine(total),
+        mse=_mean(total["squares"], total["finite"]),
+        headroom=max(largest["headroom"], infinite),
+        nonfinite_mismatches=mismatches,
+        worst=_locate(actual, expected, shape, rows[:, _WIDTH:].reshape(-1, 3).tolist()),
+        atol=tolerance.atol,
+        rtol=tolerance.rtol,
+        required_matched_ratio=tolerance.required_matched_ratio,
+    )
+
+
+def _measure(actual: torch.Tensor, expected: torch.Tensor, start: int, tolerance: Tolerance) -> torch.Tensor:
+    """One chunk's row; stays on the device and waits for nothing. `start` is the place of the chunk's first element."""
+    error, finite, same, a, e = _differences(actual, expected)
+    size = e.abs()
+    allowed = tolerance.rtol * size + tolerance.atol
+    ok = torch.where(finite, error <= allowed, same)
+    headroom = error / allowed
+    if tolerance.atol == 0:  # 0 / 0 is no error at all; an error where none is allowed leaves no headroom
+        headroom = torch.where(error > 0, headroom, 0.0)
+    nonzero = size > 0
+    relative = torch.where(nonzero, error / size, 0.0)
+    counts = [value.sum() for value in (ok, ~(finite | same), finite)]
+    sums = [error.sum(), relative.sum(), nonzero.sum(), error.dot(error), a.dot(a), e.dot(e), a.dot(e)]
+    maxima = [error.amax(), relative.amax(), headroom.amax()]
+    row = [value.double() for value in (*counts, *sums, *maxima)]
+    return torch.cat([torch.stack(row), _rank(torch.where(finite | same, error, torch.inf), ok, start)])
+
+
+def _differences(
+    actual: torch.Tensor, expected: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Error, whether both are finite, whether those that are not agree, and both values in float64, 0 if not finite."""
+    a, e = actual.double(), expected.double()
+    if not actual.is_floating_point():  # float64 does not hold every int64
+        actual, expected = actual.long(), expected.long()
+        gap = torch.maximum(actual, expected) - torch.minimum(actual, expected)
+        error = torch.where(gap < 0, gap.double() + 2.0**64, gap.double())  # beyond 2**63 the difference wraps around
+        return error, torch.ones_like(gap, dtype=torch.bool), gap == 0, a, e
+    finite = (a - a) == (e - e)  # 0 if finite, else nan, which equals nothing
+    if actual.device.type == "cpu" and bool(finite.all()):  # the usual case, but asking makes a GPU wait
+        return (a - e).abs_(), finite, finite, a, e
+    same = (a == e) | (a.isnan() & e.isnan())
+    a, e = torch.where(finite, a, 0.0), torch.where(finite, e, 0.0)
+    return (a - e).abs(), finite, same, a, e
+
+
+def _rank(error: torch.Tensor, ok: torch.Tensor, start: int) -> torch.Tensor:
+    """Rank, error and place of the worst elements of a chunk, the first place among equals; rank -inf is no element.
+
+    An error outside the tolerance ranks above 0, by its size, and one within below 0, by size too.
+    """
+    rank = torch.where(ok, (-1.0 / error).clamp_min(torch.finfo(torch.float64).min), error)
+    ranks, found = [], []
+    for _ in range(WORST):  # max gives the first of equals; which ones topk gives is not said
+        worst, place = rank.max(0, keepdim=True)
+        rank.index_fill_(0, place, -torch.inf)
+        ranks.append(worst)
+        found.append(place)
+    places = torch.cat(found)
+    return torch.stack([torch.cat(ranks), error[places], places.double() + start], 1).flatten()
+
+
+def _locate(
+    actual: torch.Tensor, expected: torch.Tensor, shape: torch.Size, ranked: list[list[float]]
+) -> tuple[Location, ...]:
+    rows = sorted((-rank, int(place), error) for rank, error, place in ranked if rank > -math.inf)[:WORST]
+    places = torch.tensor([place for _, place, _ in rows])
+    values = [tensor[places.to(tensor.device)].tolist() for tensor in (actual, expected)]
+    indices = torch.stack(torch.unravel_index(places, shape), 1).tolist() if shape else [[]]
+    found = zip(indices, *values, rows, strict=True)
+    return tuple(Location(tuple(index), a, e, error) for index, a, e, (_, _, error) in found)
+
+
+def _chunks(actual: torch.Tensor, expected: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    size = _CHUNK.get(actual.device.type, _LARGE_CHUNK)
+    for start in range(0, actual.numel(), size):
+        yield actual[start : start + size], expected[start : start + size], start
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else math.nan
+
+
+def _cosine(total: Mapping[str, float]) -> float:
+    """1 for two zero vectors, which agree; 0 when only one is zero; nan when no element is finite on both sides."""
+    if not total["finite"]:
+        return math.nan
+    if total["aa"] == 0 or total["ee"] == 0:
+        return 1.0 if total["aa"] == total["ee"] else 0.0
+    cosine = total["ae"] / math.sqrt(total["aa"]) / math.sqrt(total["ee"])
+    return min(1.0, max(-1.0, cosine))
+
+
+def _told(value: object) -> object:
+    return list(value) if isinstance(value, torch.Size) else str(value).removeprefix("torch.")
+
+
+def _told_apart(actual: float, expected: float) -> tuple[str, str]:
+    """Both as short as tells them apart: whole numbers in full, others with 6, 9 or 17 digits."""
+    texts = [(str(actual), str(expected))]
+    if isinstance(actual, float):
+        texts = [(f"{actual:.{digits}g}", f"{expected:.{digits}g}") for digits in (6, 9, 17)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
+
+
+def _power(value: float) -> str:
+    """1e-3 rather than 0.001: tolerances are read by their exponent."""
+    if value == 0 or value >= 1:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.5e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else str(value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value

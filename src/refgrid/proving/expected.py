@@ -1,0 +1,93 @@
+"""Failures that are known, with reason and link, from `ci/expected_failures.toml`; each entry must still be true.
+
+[[expected]]
+cases = ["gqa_paged_decode_*-edge_*-flashinfer"]   # globs over case ids
+environment = "cu130*"                             # a glob over environment names
+verdict = "mismatch"
+reason = "lse of an empty sequence is finite"
+link = "https://..."
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from refgrid.records.record import Verdict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class ExpectedError(ValueError):
+    """The file of expected failures cannot be used, or an entry of it is no longer true."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cases: Annotated[tuple[str, ...], Field(min_length=1)]
+    environment: Annotated[str, Field(min_length=1)]
+    verdict: Verdict
+    reason: Annotated[str, Field(min_length=10)]
+    link: Annotated[str, Field(pattern=r"^https://")]
+
+    def covers(self, case_id: str) -> bool:
+        return any(fnmatchcase(case_id, pattern) for pattern in self.cases)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expected: tuple[_Entry, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExpectedFailures:
+    """The entries of one environment."""
+
+    file: Path
+    entries: tuple[_Entry, ...] = ()
+
+    def check(self, case_ids: Iterable[str]) -> None:
+        """Raise ExpectedError for an entry that covers none of all the cases there are."""
+        known = list(case_ids)
+        for pattern in (pattern for entry in self.entries for pattern in entry.cases):
+            if not any(fnmatchcase(case_id, pattern) for case_id in known):
+                raise ExpectedError(f"{self.file}: {pattern!r} matches no case; remove or correct it")
+
+    def revise(self, case_id: str, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
+        """An expected failure becomes `expected`; one that has become a match becomes an `error`."""
+        for entry in self.entries:
+            if entry.covers(case_id):
+                if verdict is entry.verdict:
+                    return Verdict.EXPECTED, f"{entry.reason} ({entry.link}): {reason}"
+                if verdict is Verdict.MATCH:
+                    told = f"{entry.verdict.value} was expected ({entry.reason}) but the case matches"
+                    return Verdict.ERROR, f"{told}: narrow or remove its entry in {self.file.name}"
+        return verdict, reason
+
+
+def load_expected(file: Path, environment: str) -> ExpectedFailures:
+    """The entries for one environment; none where there is no file.
+
+    Raises ExpectedError naming the file, the field and the reason.
+    """
+    if not file.exists():
+        return ExpectedFailures(file)
+    try:
+        parsed = _File.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ExpectedError(f"{file}: is no TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ExpectedError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return ExpectedFailures(file, tuple(e for e in parsed.expected if fnmatchcase(environment, e.environment)))

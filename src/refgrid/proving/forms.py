@@ -1,0 +1,106 @@
+"""Outputs that are right in another way than element by element: random samples, and choices whose order is free.
+
+For such an output a truth may give, instead of what the definition says, the law behind it as floating numbers: the
+probability of each outcome, or the score of each candidate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from refgrid.dataset.definition import Definition
+from refgrid.proving.chosen import compare_chosen
+from refgrid.proving.compare import Comparison, compare
+from refgrid.proving.draws import compare_draws, draws_for
+from refgrid.proving.tolerance import Tolerance
+
+Compare: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor, Tolerance], Comparison]
+
+# Elements of the inputs of one call that draws many times: 64 MiB of float32 on a CPU, 1 GiB on a GPU.
+_ELEMENTS_A_CALL = {"cpu": 2**24, "cuda": 2**28}
+
+
+class Form(NamedTuple):
+    """How outputs whose op and name fit both globs are compared; `drawn` ones are random and are drawn many times."""
+
+    op: str
+    output: str
+    compare: Compare
+    drawn: bool
+
+
+FORMS: tuple[Form, ...] = (
+    Form("*_sampling_from_probs", "samples", compare_draws, drawn=True),
+    Form("dsa_topk_indexer*", "topk_indices", compare_chosen, drawn=False),
+)
+
+
+def form_of(op: str, output: str) -> Form | None:
+    """The form of an output that is not compared element by element."""
+    fits = (form for form in FORMS if fnmatchcase(op, form.op) and fnmatchcase(output, form.output))
+    return next(fits, None)
+
+
+def is_law(op: str, output: str, tensor: torch.Tensor) -> bool:
+    """Whether a truth gave the law behind an output in place of the output."""
+    return form_of(op, output) is not None and tensor.is_floating_point()
+
+
+def compare_in_form(
+    op: str, output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance
+) -> Comparison:
+    """Compare by the output's form; two laws are numbers, and a law is always what the other side is held against."""
+    form = form_of(op, output)
+    if form is None:
+        return compare(output, actual, expected, tolerance)
+    if actual.is_floating_point() and expected.is_floating_point():
+        return compare(output, actual.float(), expected.float(), tolerance)
+    if actual.is_floating_point():
+        actual, expected = expected, actual
+    return form.compare(output, actual, expected, tolerance)
+
+
+def drawn_outputs(op: str, definition: Definition) -> list[str]:
+    """The outputs that are random."""
+    return [name for name in definition.outputs if (form := form_of(op, name)) is not None and form.drawn]
+
+
+def draw(
+    call: Callable[[Mapping[str, Any]], Mapping[str, torch.Tensor]],
+    inputs: Mapping[str, Any],
+    definition: Definition,
+    output: str,
+    name: str,
+) -> torch.Tensor:
+    """Many draws of a random output, [draws, rows]: rows are independent, so each call gets every row many times.
+
+    `name` seeds torch's generators: another name draws other numbers, the same name the same ones.
+    """
+    axis = (definition.outputs[output].shape or ("",))[0]
+    repeated = [key for key in inputs if (definition.inputs[key].shape or ("",))[0] == axis]
+    rows, device = len(inputs[repeated[0]]), inputs[repeated[0]].device.type
+    widest = max(inputs[key].numel() for key in repeated) // rows
+    parts = []
+    for number, times in enumerate(_portions(draws_for(rows, widest, device), rows * widest, device)):
+        seed_draws(f"{name}/{number}")
+        many = {key: torch.cat([value] * times) if key in repeated else value for key, value in inputs.items()}
+        parts.append(call(many)[output].reshape(times, rows))
+    return torch.cat(parts)
+
+
+def seed_draws(name: str) -> None:
+    """Seed torch's generators of every device by a name."""
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1)
+
+
+def _portions(times: int, elements: int, device: str) -> Iterator[int]:
+    """How often each call draws, within the memory of one call."""
+    most = max(1, _ELEMENTS_A_CALL[device] // elements)
+    while times > 0:
+        yield min(times, most)
+        times -= most

@@ -1,0 +1,174 @@
+"""Proves one case at a time: runs reference and ground truth on the workbench, and holds one against the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from refgrid.dataset.case import Case
+from refgrid.dataset.definition import DataSet
+from refgrid.dataset.smaller import twin_of
+from refgrid.proving.compare import Comparison
+from refgrid.proving.finding import Finding, judge
+from refgrid.proving.forms import compare_in_form, form_of
+from refgrid.proving.tolerance import Tolerance, looser, tolerance_for
+from refgrid.proving.workbench import Laid, Tensors, Workbench, demand_dtypes, demand_shapes, same_bits
+from refgrid.records.record import Verdict
+from refgrid.sources import Sources
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a case that matched was proven with; `note` says what the truth could not show."""
+
+    comparisons: tuple[Comparison, ...] = ()
+    note: str = ""
+
+
+class Prover:
+    """Proves cases on one device, "cpu" or "cuda"."""
+
+    def __init__(self, dataset: DataSet, sources: Sources, device: str, memory: float = math.inf) -> None:
+        """`memory` bounds the bytes that a case may take beside what the device has free."""
+        self.dataset, self.sources, self.device = dataset, sources, device
+        self._bench = Workbench(dataset, sources, device, memory)
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """What the last case's parts took."""
+        return self._bench.seconds
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """What went into the last case."""
+        return self._bench.hashes
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """Every axis of the last case's definition, as it was run."""
+        return self._bench.axes
+
+    @property
+    def shrunk(self) -> Mapping[str, tuple[int, int]]:
+        """From what to what the last case's axes were cut, so that it fits into memory."""
+        return self._bench.shrunk
+
+    def clear(self) -> None:
+        """Let go of the memory that the last case's workload takes."""
+        self._bench.clear()
+
+    def prove(self, case: Case, tolerance: Tolerance | None = None) -> Proof:
+        """Check one case; returns what was measured, raises Finding when the case does not match.
+
+        `tolerance` replaces the table.
+
+        Raises DefinitionError for a file that cannot be used, an exception with `verdict` and `reason` for a
+        source that cannot serve here, and whatever the reference or the library raises.
+        """
+        self._bench.begin()
+        checks: dict[str, Callable[[Case, Tolerance | None], Proof]] = {
+            "definition": self._definition,
+            "shape": self._shape,
+            "dtype": self._dtype,
+            "numerics": self._numerics,
+            "agreement": self._agreement,
+            "determinism": self._determinism,
+        }
+        return checks[case.check](case, tolerance)
+
+    def _definition(self, case: Case, _: Tolerance | None) -> Proof:
+        for error in self.dataset.broken:
+            if error.name == case.definition:
+                raise error
+        definition = self.dataset.definitions[case.definition]
+        twin_of(definition, self.dataset.workloads[case.definition])  # raises where the constraints leave none
+        raise Finding(Verdict.ERROR, f"{case.definition}: has no workload, so nothing could be proven")
+
+    def _shape(self, case: Case, _: Tolerance | None) -> Proof:
+        bench = self._bench.lay(case)
+        demand_shapes("reference", self._bench.reference(bench), bench)
+        return Proof()
+
+    def _dtype(self, case: Case, _: Tolerance | None) -> Proof:
+        bench = self._bench.lay(case)
+        demand_dtypes("reference", self._bench.reference(bench), bench)
+        return Proof()
+
+    def _numerics(self, case: Case, tolerance: Tolerance | None) -> Proof:
+        if case.source is None:
+            raise Finding(Verdict.NO_GROUND_TRUTH, f"no source serves {case.op}")
+        bench = self._bench.lay(case)
+        reference, truth = self._bench.reference(bench), self._bench.truth(bench, case, case.source)
+        demand_shapes("reference", reference, bench)
+        demand_dtypes("reference", reference, bench)
+        with self._bench.timed("compare"):
+            comparisons = self._compare(
+                {**reference, **self._bench.drawn(bench)}, truth, case, [case.source], tolerance
+            )
+        _demand_match(comparisons, f"[{case.definition}, reference against {case.source}]")
+        missing = [name for name in reference if name not in truth]
+        return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
+
+    def _agreement(self, case: Case, tolerance: Tolerance | None) -> Proof:
+        bench = self._bench.lay(case)
+        truths, absent = self._all_truths(bench, case)
+        if len(truths) < 2:
+            why = "; ".join(f"{name}: {reason}" for name, (_, reason) in absent.items())
+            worst = min((verdict for verdict, _ in absent.values()), key=list(Verdict).index)
+            raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
+        first, *others = truths
+        comparisons: list[Comparison] = []
+        with self._bench.timed("compare"):
+            for other in others:
+                shared = {name: tensor for name, tensor in truths[other].items() if name in truths[first]}
+                found = self._compare(shared, truths[first], case, [first, other], tolerance)
+                _demand_match(found, f"[{case.definition}, {other} against {first}]")
+                comparisons += found
+        return Proof(tuple(comparisons))
+
+    def _determinism(self, case: Case, _: Tolerance | None) -> Proof:
+        bench = self._bench.lay(case)
+        first, again = self._bench.reference(bench), self._bench.call_reference(bench)
+        for name, tensor in first.items():
+            if not same_bits(tensor, again[name]):
+                differing = int((tensor != again[name]).sum())
+                reason = f"{name} differs between two runs of the reference on equal inputs in {differing} elements"
+                raise Finding(Verdict.NONDETERMINISTIC, reason)
+        return Proof()
+
+    def _all_truths(self, bench: Laid, case: Case) -> tuple[dict[str, Tensors], dict[str, tuple[Verdict, str]]]:
+        truths: dict[str, Tensors] = {}
+        absent: dict[str, tuple[Verdict, str]] = {}
+        for source in self.sources.serving(case.op):
+            try:
+                truths[source] = self._bench.truth(bench, case, source)
+            except Exception as error:
+                verdict, reason = judge(error)
+                if verdict.colour != "yellow":
+                    raise
+                absent[source] = (verdict, reason)
+        return truths, absent
+
+    def _compare(
+        self, actual: Tensors, expected: Tensors, case: Case, truths: Sequence[str], tolerance: Tolerance | None
+    ) -> tuple[Comparison, ...]:
+        """`truths` are the sources on either side, whose own precision bounds what can be asked."""
+        found = []
+        for name in (name for name in expected if name in actual):
+            dtype = self.dataset.definitions[case.definition].outputs[name].dtype  # a twin's is the same
+            if form_of(case.op, name):
+                dtype = "float32"  # of the law, in which its numbers are compared
+            bounds = [tolerance_for(case.op, dtype, name, truth=f"{truth} on {self.device}") for truth in truths]
+            bound = tolerance or reduce(looser, bounds)
+            found.append(compare_in_form(case.op, name, actual[name], expected[name], bound))
+        if not found:
+            raise Finding(Verdict.ERROR, f"nothing to compare: {list(actual)} and {list(expected)} share no output")
+        return tuple(found)
+
+
+def _demand_match(comparisons: tuple[Comparison, ...], where: str) -> None:
+    wrong = [comparison.describe() for comparison in comparisons if not comparison.matches]
+    if wrong:
+        raise Finding(Verdict.MISMATCH, f"{'; '.join(wrong)} {where}", comparisons)

@@ -1,0 +1,275 @@
+"""The workbench: inputs of one workload at a time, and reference and ground truth run on copies of them.
+
+Inputs, reference results and truths of the latest workload are kept, so that its cases share them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from refgrid.dataset import memory, smaller
+from refgrid.dataset.case import Case, definition_of
+from refgrid.dataset.definition import DataSet, Definition, Workload
+from refgrid.dataset.reference import compile_reference, text_hash
+from refgrid.proving.finding import Finding, forget_locals
+from refgrid.proving.forms import draw, drawn_outputs, is_law, seed_draws
+from refgrid.proving.inputs import Inputs, make_inputs
+from refgrid.records.record import Verdict
+from refgrid.sources import Sources
+
+Tensors = dict[str, torch.Tensor]
+
+_KEPT_BYTES = 4 * 2**30
+
+
+@dataclass
+class Laid:
+    """Everything about one workload that its cases share; `drawn` are many draws of the reference's random outputs."""
+
+    key: str
+    op: str
+    definition: Definition
+    axes: Mapping[str, int]
+    inputs: Inputs
+    shrunk: dict[str, tuple[int, int]]
+    reference: Tensors | None = None
+    drawn: Tensors | None = None
+    truths: dict[str, Tensors | Exception] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Let go of all tensors, also where the traceback of a failed case still holds this."""
+        self.inputs.tensors.clear()
+        self.truths.clear()
+        self.reference = self.drawn = None
+
+
+class Workbench:
+    """Runs what one case needs on one device; `seconds`, `hashes`, `axes` and `shrunk` tell of the case begun last.
+
+    `limit` bounds the bytes of memory that a case may take.
+    """
+
+    def __init__(self, dataset: DataSet, sources: Sources, device: str, limit: float = math.inf) -> None:
+        self.dataset, self.sources, self.device, self.limit = dataset, sources, device, limit
+        self.begin()
+        self._key: tuple[str, str, str, int] | None = None
+        self._laid: Laid | None = None
+        self._run: tuple[str, Callable[..., Any]] | None = None
+        self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # as drawn, and the copy handed out
+
+    def begin(self) -> None:
+        """Forget what was told of the last case."""
+        self.seconds: dict[str, float] = {}
+        self.hashes: dict[str, str] = {}
+        self.axes: Mapping[str, int] = {}
+        self.shrunk: dict[str, tuple[int, int]] = {}
+
+    def lay(self, case: Case) -> Laid:
+        """Inputs of the case's workload, drawn once for all its cases.
+
+        Raises Finding("not-run") when the definition's weights alone do not fit, DefinitionError for a size that a
+        constraint forbids.
+        """
+        key = (case.definition, case.twin, case.workload, case.seed)
+        if self._key != key or self._laid is None:
+            if self._key is None or self._key[:2] != key[:2]:
+                self._weights.clear()
+            self._let_go()  # of the last workload's memory before drawing the next
+            _give_back_memory(_KEPT_BYTES)
+            definition = definition_of(self.dataset, case)
+            workload, shrunk = self._fitted(definition, case)
+            with self.timed("inputs"):
+                inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root)
+            axes = definition.axis_values(workload.axes)
+            self._laid = Laid("/".join(map(str, key)), case.op, definition, axes, inputs, shrunk)
+            self._key = key
+        self.axes, self.shrunk = self._laid.axes, self._laid.shrunk
+        self.hashes = {"inputs": self._laid.inputs.hash, "reference": text_hash(self._laid.definition.reference)}
+        return self._laid
+
+    def clear(self) -> None:
+        """Let go of all memory, for others on the device."""
+        self._weights.clear()
+        self._let_go()
+        _give_back_memory(0)
+
+    def _let_go(self) -> None:
+        if self._laid is not None:
+            self._laid.clear()
+        self._key, self._laid = None, None
+
+    def _fitted(self, definition: Definition, case: Case) -> tuple[Workload, dict[str, tuple[int, int]]]:
+        """The workload at a size that the memory here can hold, and from what to what its axes were cut."""
+        workload = next(w for w in self.dataset.workloads[case.definition] if w.uuid == case.workload)
+        axes, free = definition.axis_values(workload.axes), memory.bytes_free(self.device, self.limit)
+        smaller.demand_allowed(definition, axes, workload.uuid)
+        try:
+            fitted = smaller.fitted(definition, axes, lambda found: memory.bytes_needed(definition, found) <= free)
+        except smaller.CannotShrink:
+            raise Finding(Verdict.NOT_RUN, memory.told_lack(definition, free)) from None
+        bound = {name: fitted[name] for name in workload.axes}
+        return replace(workload, axes=bound), smaller.changes(axes, fitted)
+
+    def reference(self, bench: Laid) -> Tensors:
+        """The reference's outputs by name, computed once a workload."""
+        if bench.reference is None:
+            bench.reference = self.call_reference(bench)
+        return bench.reference
+
+    def drawn(self, bench: Laid) -> Tensors:
+        """Many draws of each random output of the reference."""
+        if bench.drawn is None:
+            run = self._compiled(bench.definition)
+            with self.timed("reference"):
+                bench.drawn = _draws(
+                    "reference", bench, lambda inputs: _named(run(*inputs.values()), bench.definition), ()
+                )
+        return bench.drawn
+
+    def call_reference(self, bench: Laid) -> Tensors:
+        """The reference's outputs by name, computed anew."""
+        run = self._compiled(bench.definition)
+        with self.timed("reference"):
+            result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()))
+        return _named(result, bench.definition)
+
+    def _compiled(self, definition: Definition) -> Callable[..., Any]:
+        if self._run is None or self._run[0] != definition.name:
+            self._run = (definition.name, compile_reference(definition))
+        return self._run[1]
+
+    def truth(self, bench: Laid, case: Case, source: str) -> Tensors:
+        """A source's outputs by name, computed once a workload; raises what the source raises, each time."""
+        if source not in bench.truths:
+            try:
+                bench.truths[source] = self._call_truth(bench, case, source)
+            except Exception as error:  # noqa: BLE001 - kept and raised below, also for later cases
+                forget_locals(error)
+                bench.truths[source] = error
+        truth = bench.truths[source]
+        if isinstance(truth, Exception):
+            raise truth
+        return truth
+
+    def _call_truth(self, bench: Laid, case: Case, source: str) -> Tensors:
+        with self.timed("source"):  # once a process: import, probe, self-test, compilation
+            adapter = self.sources.adapter(source, case.op, self.device)
+        constants = {name: bench.definition.constant(name) for name in _constants_of(adapter, bench.definition)}
+        with self.timed("truth"):
+            given = dict(self._on_copies(source, bench, lambda inputs: adapter(**inputs, **constants)))
+        strays = [name for name in given if name not in bench.definition.outputs]
+        if strays or not given:
+            raise Finding(
+                Verdict.ERROR, f"{source} gives {list(given)} but the outputs are {list(bench.definition.outputs)}"
+            )
+        laws = [name for name in given if is_law(bench.op, name, given[name])]
+        numbers = {name: tensor for name, tensor in given.items() if name not in laws}
+        demand_shapes(source, numbers, bench)
+        demand_dtypes(source, numbers, bench)
+        with self.timed("truth"):
+            return {**given, **_draws(source, bench, lambda inputs: adapter(**inputs, **constants), laws)}
+
+    def _on_copies(self, who: str, bench: Laid, call: Callable[[Mapping[str, Any]], Any]) -> Any:
+        """Call with copies at fresh addresses; whoever writes into its inputs is an error."""
+        copies = {name: self._copy(bench, name, value) for name, value in bench.inputs.tensors.items()}
+        if drawn_outputs(bench.op, bench.definition):
+            seed_draws(f"{bench.key}/{who}")
+        try:
+            result = call(copies)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+        except Exception:
+            self._weights.clear()  # what failed half way may have written into the copy that others would get
+            raise
+        for name, value in bench.inputs.tensors.items():
+            if isinstance(value, torch.Tensor) and not same_bits(value, copies[name]):
+                self._weights.clear()
+                raise Finding(Verdict.ERROR, f"{who} changed its input {name}, which is no output of the definition")
+        return result
+
+    def _copy(self, bench: Laid, name: str, value: Any) -> Any:
+        """A clone; that of a weight, which can be a gigabyte, serves all calls of its definition unless written to."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if not bench.definition.is_weight(name):
+            return value.clone()
+        kept = self._weights.get(name)
+        if kept is None or kept[0] is not value:
+            self._weights[name] = kept = (value, value.clone())
+        return kept[1]
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add what the block takes to `seconds`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+def _give_back_memory(kept: int) -> None:
+    """Workers share a GPU, and what one keeps after a large workload is missing in the others; small ones keep it."""
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > kept:
+        torch.cuda.empty_cache()
+
+
+def _constants_of(adapter: Callable[..., Any], definition: Definition) -> list[str]:
+    """Keyword-only parameters without a default: what the definition fixes but no input shows, such as eps."""
+    parameters = inspect.signature(adapter).parameters.values()
+    wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    return [name for name in wanted if name not in definition.inputs]
+
+
+def _draws(
+    who: str, bench: Laid, call: Callable[[Mapping[str, Any]], Mapping[str, Any]], laws: Sequence[str]
+) -> Tensors:
+    wanted = [name for name in drawn_outputs(bench.op, bench.definition) if name not in laws]
+    inputs = bench.inputs.tensors
+    return {name: draw(call, inputs, bench.definition, name, f"{bench.key}/{who}/{name}") for name in wanted}
+
+
+def _named(result: Any, definition: Definition) -> Tensors:
+    """Outputs by name, from a tensor, a sequence in the definition's order, or a mapping."""
+    if isinstance(result, Mapping):
+        result = [result.get(name) for name in definition.outputs]
+    values = list(result) if isinstance(result, tuple | list) else [result]
+    if len(values) != len(definition.outputs) or not all(isinstance(value, torch.Tensor) for value in values):
+        found = [type(value).__name__ for value in values]
+        reason = f"reference returns {found} but the outputs are {list(definition.outputs)}, each a Tensor"
+        raise Finding(Verdict.ERROR, reason)
+    return dict(zip(definition.outputs, values, strict=True))
+
+
+def demand_shapes(who: str, tensors: Tensors, bench: Laid) -> None:
+    """Raise Finding for an output of another shape than the definition gives it."""
+    for name, tensor in tensors.items():
+        wanted = bench.definition.shape(name, bench.axes) or ()
+        if tuple(tensor.shape) != wanted:
+            reason = f"{who}: {name}.shape = {list(tensor.shape)}, but should be {list(wanted)}"
+            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
+
+
+def demand_dtypes(who: str, tensors: Tensors, bench: Laid) -> None:
+    """Raise Finding for an output of another dtype than the definition gives it."""
+    for name, tensor in tensors.items():
+        found, wanted = str(tensor.dtype).removeprefix("torch."), bench.definition.outputs[name].dtype
+        if found != wanted:
+            reason = f"{who}: {name}.dtype = {found}, but should be {wanted}"
+            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal bit for bit, so that NaN equals itself and -0.0 differs from 0.0."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    flat = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right))
+    return bool(torch.equal(*flat))

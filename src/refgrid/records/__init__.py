@@ -1,0 +1,1 @@
+"""What runs leave behind: records, one JSON line a case, their digests, and runs that were left and went on."""

@@ -1,0 +1,47 @@
+"""Why cells have their colour: equal reasons together, worst first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from refgrid.records.record import Outcome, Verdict
+from refgrid.report.cell import WORST_FIRST, against
+from refgrid.report.column import Column
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Equal reasons of one column, thing held against and verdict; `text` is that of the example case."""
+
+    column: str
+    against: str
+    verdict: Verdict
+    text: str
+    count: int
+    example: str
+
+
+def reasons(columns: Sequence[Column]) -> tuple[Reason, ...]:
+    """One entry for outcomes whose reasons differ in numbers only.
+
+    A match, cached or not, is listed if it says something.
+    """
+    groups: dict[tuple[str, str, Verdict, str], list[Outcome]] = {}
+    for column in columns:
+        for outcome in (entry.outcome for entry in column.outcomes):
+            if outcome.reason or outcome.verdict not in (Verdict.MATCH, Verdict.CACHED):
+                key = (column.title, against(outcome.case), outcome.verdict, without_numbers(outcome.reason))
+                groups.setdefault(key, []).append(outcome)
+    listed = [
+        Reason(title, source, verdict, same[0].reason or "no reason was given", len(same), same[0].case.id)
+        for (title, source, verdict, _), same in groups.items()
+    ]
+    return tuple(sorted(listed, key=lambda reason: (WORST_FIRST[reason.verdict], -reason.count)))
+
+
+def without_numbers(text: str) -> str:
+    """The text with each number, and each list of numbers, as one `#`; names of dtypes keep theirs."""
+    text = re.sub(r"(?<!\d)(?<!float)(?<!int)\d+(\.\d+)?(e[+-]?\d+)?", "#", text)
+    return re.sub(r"-?#(, -?#)*", "#", text)

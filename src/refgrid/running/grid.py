@@ -1,0 +1,137 @@
+"""What one pytest process knows about the data set: planned cases and, where cases run, the prover."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from refgrid.contract import METHODS, ReferenceContract, method_of
+from refgrid.dataset.case import SIZES, Case, Selection, plan
+from refgrid.dataset.definition import DataSet, DefinitionError, load_dataset
+from refgrid.dataset.generate import definitions_with_tests
+from refgrid.proving.expected import ExpectedError, ExpectedFailures, load_expected
+from refgrid.running.controller import chosen_device
+from refgrid.running.devices import is_fake
+from refgrid.running.worker import share_cores
+from refgrid.sources import Sources
+
+if TYPE_CHECKING:
+    from refgrid.proving.proof import Prover
+
+_DEFAULT_SIZES = ("small", "medium")
+
+
+class Grid:
+    """What one pytest process knows about the data set: planned cases and, in a worker, the prover."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The ground-truth sources that are installed."""
+        return Sources()
+
+    @cached_property
+    def dataset(self) -> DataSet:
+        """The data set under test. Raises UsageError when there is none."""
+        try:
+            return load_dataset(self.root)
+        except DefinitionError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @property
+    def root(self) -> Path:
+        """The data set's folder."""
+        return cast(Path, self._config.getoption("--dataset") or self._config.rootpath)
+
+    @cached_property
+    def cases(self) -> dict[str, Case]:
+        """Every case that the options select, by id; raises UsageError naming the legal values."""
+        option = self._config.getoption
+        selection = Selection(tuple(option("--op-type")), tuple(option("--definition-name")), SIZES, option("--seed"))
+        serving = {op: self.sources.serving(op) for op in self.sources.ops}
+        try:
+            return {case.id: case for case in plan(self.dataset, serving, selection)}
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @cached_property
+    def by_definition(self) -> dict[tuple[str, str], list[Case]]:
+        """Cases by definition and contract method."""
+        grouped = defaultdict(list)
+        for case in self.cases.values():
+            grouped[case.definition, method_of(case)].append(case)
+        return grouped
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """The place of each case: cases of one workload stand together and share its inputs."""
+        return {case_id: place for place, case_id in enumerate(self.cases)}
+
+    @cached_property
+    def expected(self) -> ExpectedFailures:
+        """The known failures of this environment; raises UsageError for an entry that is not true any more."""
+        option = self._config.getoption
+        try:
+            found = load_expected(self.root / "ci" / "expected_failures.toml", option("--environment"))
+            if not option("--op-type") and not option("--definition-name"):
+                found.check(self.cases)
+        except ExpectedError as error:
+            raise pytest.UsageError(str(error)) from error
+        return found
+
+    @cached_property
+    def leases(self) -> bool:
+        """Whether a process needs the lease of a GPU before it runs a case."""
+        return chosen_device(self._config) == "cuda"
+
+    @cached_property
+    def device(self) -> str:
+        """Where cases run."""
+        return "cuda" if self.leases and not is_fake() else "cpu"
+
+    @property
+    def results(self) -> Path:
+        """The folder of the records."""
+        return self._config.getoption("--results") or self._config.rootpath / "results" / "local"
+
+    @cached_property
+    def journals(self) -> Path:
+        """The folder of this run's journals, which goes when the run ends."""
+        return self.results / f".running-{uuid.uuid4().hex[:12]}"
+
+    def case_at(self, nodeid: str) -> Case | None:
+        """The case that the item of this name proves, if it proves one."""
+        name, _, rest = nodeid.rpartition("::")[2].partition("[")
+        return self.cases.get(rest.removesuffix("]")) if name in METHODS else None
+
+    @cached_property
+    def prover(self) -> Prover:
+        """Imports torch."""
+        share_cores()
+        from refgrid.proving.proof import Prover
+
+        return Prover(self.dataset, self.sources, self.device, self._config.getoption("--memory"))
+
+    def cases_for(self, contract: type[ReferenceContract], method: str, file: Path) -> list[Case]:
+        """The cases of one method of one test class, limited to the sizes asked for."""
+        sizes = self._config.getoption("--test-sizes") or contract.test_sizes or _DEFAULT_SIZES
+        return [
+            case
+            for name in self._names(contract, file)
+            for case in self.by_definition.get((name, method), ())
+            if case.size in sizes
+        ]
+
+    def _names(self, contract: type[ReferenceContract], file: Path) -> list[str]:
+        foreign = self._config.getoption("--dataset") is not None
+        if contract.definition_name is not None:
+            return [] if foreign else [contract.definition_name]
+        tested = set() if foreign else set(definitions_with_tests(file.parent))
+        return [name for name in dict.fromkeys(c.definition for c in self.cases.values()) if name not in tested]

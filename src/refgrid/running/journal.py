@@ -1,0 +1,112 @@
+"""What a worker leaves behind for the case that it dies: which case it was in, since when, on which device.
+
+It is one small file a worker, beside the records, overwritten in place, so that a full disk does not stop it; beside it
+the file into which faulthandler writes how the process ended.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from refgrid.records.record import Verdict, now
+from refgrid.running.budget import told_duration
+
+_SIZE = 4096  # of a file; a case's id and a device's name are far shorter
+_FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A worker's latest word. `running` is the case it is in, since `since`; `ended` the one before."""
+
+    worker: str
+    pid: int
+    main_thread: int
+    device: str = ""
+    running: str = ""
+    since: str = ""
+    ended: str = ""
+
+
+class Journal:
+    """A worker's side. `dump` is where faulthandler writes."""
+
+    def __init__(self, folder: Path, worker: str, device: str, dump: IO[str] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._entry = Entry(worker, os.getpid(), threading.main_thread().ident or 0, device)
+        self._file = os.open(folder / f"{worker}.journal", os.O_RDWR | os.O_CREAT, 0o644)
+        self.dump = dump or (folder / f"{worker}.dump").open("w")
+        self._write(self._entry)
+        faulthandler.enable(self.dump)
+
+    def begin(self, case_id: str) -> None:
+        """From now on the process's end is the case's."""
+        self._write(replace(self._entry, running=case_id, since=now()))
+
+    def end(self) -> None:
+        """The case has ended and its outcome is told."""
+        self._write(replace(self._entry, running="", since="", ended=self._entry.running))
+
+    def _write(self, entry: Entry) -> None:
+        self._entry = entry
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, json.dumps(asdict(entry)).encode().ljust(_SIZE))
+
+
+def last_entry(folder: Path, worker: str) -> Entry | None:
+    """What the worker wrote last; None where it never began a case."""
+    try:
+        return Entry(**json.loads((folder / f"{worker}.journal").read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def last_words(folder: Path, worker: str) -> str:
+    """What faulthandler wrote as the worker ended; nothing where it had no time to."""
+    try:
+        return (folder / f"{worker}.dump").read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def death(
+    entry: Entry, words: str, status: int | None, limit: int, libraries: Sequence[Path] = ()
+) -> tuple[Verdict, str]:
+    """The verdict and the reason for the case in which a process died.
+
+    `status` is that of subprocess, if known; `libraries` are cut short, so that loading one may have been the reason.
+    """
+    frame = innermost_frame(words, entry.main_thread)
+    where = "".join([f" in {frame}" if frame else "", f" on {entry.device}" if entry.device else ""])
+    where += f"; cut short: {', '.join(map(str, libraries))}" if libraries else ""
+    whose = f"[worker {entry.worker}, process {entry.pid}, case begun {entry.since}]"
+    if words.startswith("Timeout ("):
+        return Verdict.HANG, f"not done within {told_duration(limit)} (--case-timeout), then{where} {whose}"
+    return Verdict.CRASH, f"the worker crashed: {_told(status, words)}{where} {whose}"
+
+
+def innermost_frame(words: str, main_thread: int) -> str:
+    """Where the main thread was, or else the one that died: function, file and line."""
+    stacks = re.split(r"^(?=(?:Current thread|Thread) 0x)", words, flags=re.MULTILINE)[1:]
+    heads = ("Current thread 0x", f"Thread 0x{main_thread:016x}")
+    told = [stack for head in heads for stack in stacks if stack.startswith(head)]
+    found = _FRAME.search(told[0]) if told else None
+    return f"{found['function']} at {found['file']}:{found['line']}" if found else ""
+
+
+def _told(status: int | None, words: str) -> str:
+    if status is not None and status < 0:
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        return f"killed by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
+    if words.startswith("Fatal Python error: "):
+        return words.splitlines()[0].removeprefix("Fatal Python error: ")
+    return "ended without a word" if status is None else f"ended with status {status}"

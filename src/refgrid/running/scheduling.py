@@ -1,0 +1,186 @@
+"""Who runs what: whole units of work, the longest first, to whichever worker is free, as xdist's `--dist load`.
+
+A worker that dies costs its own case only; what else it had goes to the front of the queue.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from xdist.scheduler import LoadScheduling
+
+from refgrid.dataset.case import Case
+from refgrid.records.record import RecordError, Verdict, read_runs
+from refgrid.running.units import bytes_of, unit_of
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
+    from refgrid.running.controller import Controller
+    from refgrid.running.grid import Grid
+
+# Items at a worker. It begins one only when it knows the next, and the third is there when the first has ended.
+_AHEAD = 3
+# Where nothing was ever measured, only the order matters.
+_SECONDS_PER_BYTE = 1e-9
+
+
+class LongestFirst(LoadScheduling):
+    """xdist's scheduler for crashing workers, with units instead of chunks and without waiting for slow starters."""
+
+    collection: list[str] | None
+    node2collection: dict[WorkerController, list[str]]
+    node2pending: dict[WorkerController, list[int]]
+    pending: list[int]
+
+    def __init__(self, config: pytest.Config, log: Any, controller: Controller, grid: Grid) -> None:
+        super().__init__(config, log)
+        self._controller, self._grid = controller, grid
+        self._unit_at: list[Hashable] = []
+        self._split = False
+        self._blameless: set[str] = set()
+
+    @property
+    def collection_is_completed(self) -> bool:
+        """As soon as one worker is ready there is work to do; others may have to wait for a GPU."""
+        return bool(self.node2collection) or self._controller.nobody_is_left
+
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        """A worker without a lease, or one that has collected something else, gets no work."""
+        if node.gateway.id not in self._controller.refused and self.collection not in (None, list(collection)):
+            self._reject(node)
+        if node.gateway.id not in self._controller.refused:
+            self.node2collection[node] = list(collection)
+            return
+        node.shutdown()
+        if self._controller.nobody_is_left:
+            self.pending.clear()
+
+    def schedule(self) -> None:
+        """Hand out work to every worker that wants some."""
+        if self.collection is None and self.node2collection:
+            self.collection = next(iter(self.node2collection.values()))
+            self._queue_all(self.collection)
+        for node in self.nodes:
+            self.check_schedule(node)
+
+    def check_schedule(self, node: WorkerController, duration: float = 0) -> None:  # noqa: ARG002 - xdist's own
+        """Keep a worker busy; end it when it has nothing but its last item, which it begins only then."""
+        if node.shutting_down or node not in self.node2collection:
+            return
+        while self.pending and len(self.node2pending[node]) < (2 if self._split else _AHEAD):
+            self._send_tests(node, self._portion())
+        if not self.pending and len(self.node2pending[node]) < 2:
+            node.shutdown()
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Queue what a worker leaves undone; returns the item that it died in, if it died in one."""
+        left = self.node2pending.pop(node)
+        guilty = self._died_in(node, left)
+        self.pending[:0] = left
+        for other in self.nodes:
+            self.check_schedule(other)
+        return guilty
+
+    def _died_in(self, node: WorkerController, left: list[int]) -> str | None:
+        """Take off the queue what needs no second run: the guilty item, or one whose outcome is already told."""
+        if not left:
+            return None
+        assert self.collection is not None
+        item = self.collection[left[0]]
+        case, entry = self._grid.case_at(item), self._controller.entry(node.gateway.id)
+        if case and entry and entry.ended == case.id:
+            left.pop(0)
+            return None
+        if case and (entry is None or entry.running != case.id) and item not in self._blameless:
+            self._blameless.add(item)  # once: a worker that always dies before it must not do so for ever
+            return None
+        left.pop(0)
+        return item
+
+    def _queue_all(self, collection: Sequence[str]) -> None:
+        cases = [self._grid.case_at(nodeid) for nodeid in collection]
+        self._unit_at = [unit_of(case) if case else nodeid for case, nodeid in zip(cases, collection, strict=True)]
+        self._split = len(set(self._unit_at)) < self.numnodes
+        seconds = estimates([case for case in cases if case], self._known_seconds(), self._bytes_of)
+        self.pending[:] = longest_first(self._unit_at, [seconds[case.id] if case else 0.0 for case in cases])
+
+    def _portion(self) -> int:
+        """Items to hand out: a unit; where there are fewer units than workers, a part of one, later ones smaller."""
+        unit = self._unit_at[self.pending[0]]
+        size = sum(1 for _ in takewhile(lambda index: self._unit_at[index] == unit, self.pending))
+        part = max(2, len(self.pending) // (2 * self.numnodes)) if self._split else size
+        return min(size, part)
+
+    def _reject(self, node: WorkerController) -> None:
+        reason = f"{node.gateway.id} collected other cases than the first worker"
+        self._controller.refuse(node.gateway.id, reason)
+        report = pytest.CollectReport(nodeid=node.gateway.id, outcome="failed", longrepr=reason, result=[])
+        self.config.hook.pytest_collectreport(report=report)
+
+    def _known_seconds(self) -> dict[str, float]:
+        folders = [Path(self.config.rootpath) / "results", self._grid.results]
+        try:
+            return known_seconds(folders, self.config.getoption("--environment"), self._grid.device)
+        except RecordError as error:
+            terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+            terminal.write_line(f"earlier durations are not used: {error}", yellow=True)
+            return {}
+
+    def _bytes_of(self, case: Case) -> float:
+        return bytes_of(self._grid.dataset, case)
+
+
+def longest_first(unit_at: Sequence[Hashable], seconds: Sequence[float]) -> list[int]:
+    """Indices of all items, unit by unit, those of the longest unit first; within a unit they keep their order."""
+    units: dict[Hashable, list[int]] = defaultdict(list)
+    for index, unit in enumerate(unit_at):
+        units[unit].append(index)
+    ordered = sorted(units.values(), key=lambda unit: -sum(seconds[index] for index in unit))
+    return [index for unit in ordered for index in unit]
+
+
+def known_seconds(folders: Sequence[Path], environment: str, device: str) -> dict[str, float]:
+    """What each case took when it last ran in an environment on a kind of device. Raises RecordError."""
+    runs = {run.header.run: run for folder in folders if folder.is_dir() for run in read_runs(folder)}
+    found: dict[str, float] = {}
+    for run in sorted(runs.values(), key=lambda run: run.header.started):
+        if (run.header.environment.name, run.header.environment.device) == (environment, device):
+            ran = (each for each in run.outcomes.values() if each.verdict is not Verdict.CACHED and each.seconds)
+            found.update({outcome.case.id: sum(outcome.seconds.values()) for outcome in ran})
+    return found
+
+
+def estimates(
+    cases: Sequence[Case], known: Mapping[str, float], bytes_needed: Callable[[Case], float]
+) -> dict[str, float]:
+    """Seconds of each case: as measured, else the median of its op, else by the bytes that it needs."""
+    by_op: dict[str, list[float]] = defaultdict(list)
+    for case in cases:
+        if case.id in known:
+            by_op[case.op].append(known[case.id])
+    medians = {op: statistics.median(seconds) for op, seconds in by_op.items()}
+    unknown = [case for case in cases if case.id not in known and case.op not in medians]
+    sizes = _once_a_unit(unknown, bytes_needed)
+    rate = _seconds_per_byte([case for case in cases if case.id in known], known, bytes_needed) if unknown else 0.0
+    guess = {case.id: sizes[unit_of(case)] * rate for case in unknown}
+    return {case.id: known.get(case.id, guess.get(case.id, medians.get(case.op, 0.0))) for case in cases}
+
+
+def _seconds_per_byte(
+    cases: Sequence[Case], known: Mapping[str, float], bytes_needed: Callable[[Case], float]
+) -> float:
+    sizes = _once_a_unit(cases, bytes_needed)
+    total = sum(sizes[unit_of(case)] for case in cases)
+    return sum(known[case.id] for case in cases) / total if total else _SECONDS_PER_BYTE
+
+
+def _once_a_unit(cases: Sequence[Case], bytes_needed: Callable[[Case], float]) -> dict[Hashable, float]:
+    first = {unit_of(case): case for case in cases}
+    return {unit: bytes_needed(case) for unit, case in first.items()}
