@@ -14,8 +14,10 @@ import pytest
 
 from refgrid.dataset.case import Case
 from refgrid.environments.measured import Environment
+from refgrid.records import digest
+from refgrid.records.digest import read_digested
 from refgrid.records.ledger import Ledger
-from refgrid.records.record import Header, Outcome, Verdict
+from refgrid.records.record import Header, Outcome, Verdict, read_runs
 from refgrid.running.controller import Controller
 from refgrid.running.journal import Entry
 from refgrid.running.scheduling import LongestFirst, estimates, known_seconds, longest_first
@@ -362,6 +364,19 @@ class TestKnownSeconds:
         self.record(tmp_path / "d", 9.0, started="2026-01-05", device="cuda")
         self.record(tmp_path / "e", 0.0, started="2026-01-06", verdict=Verdict.CACHED)
 
-        found = known_seconds([tmp_path, tmp_path / "a", tmp_path / "nowhere"], "here", "cpu")
+        found = known_seconds(read_runs(tmp_path), "here", "cpu")
 
         assert found == {case("a").id: 3.0}
+
+    def test_are_those_of_another_environment_where_this_one_has_none(self, tmp_path: Path) -> None:
+        self.record(tmp_path / "a", 4.0, started="2026-01-03", name="elsewhere")
+        self.record(tmp_path / "b", 9.0, started="2026-01-04", name="elsewhere", device="cuda")
+
+        assert known_seconds(read_runs(tmp_path), "here", "cpu") == {case("a").id: 5.0}
+
+    def test_are_the_same_from_digests(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(digest, "_WORTH_IT", 0)
+        self.record(tmp_path / "a", 2.0)
+        read_digested(tmp_path, tmp_path / "digests")
+
+        assert known_seconds(read_digested(tmp_path, tmp_path / "digests"), "here", "cpu") == {case("a").id: 3.0}

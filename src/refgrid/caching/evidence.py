@@ -16,7 +16,7 @@ from typing import Any
 from refgrid.caching.key import Keys
 from refgrid.dataset.case import Case
 from refgrid.dataset.memory import told_bytes
-from refgrid.records.record import Outcome, Verdict
+from refgrid.records.record import Outcome, Verdict, record_bytes, record_paths
 
 # Not proven, but decided by what is in the key: nothing that has not changed can become available.
 _DECIDED = frozenset({Verdict.MISSING, Verdict.UNSUPPORTED, Verdict.API_ABSENT, Verdict.NO_GROUND_TRUTH})
@@ -70,7 +70,7 @@ class Evidence:
 
 def record_files(folders: Iterable[Path]) -> list[Path]:
     """The files of records in these folders, with their subfolders, each once."""
-    return sorted({file.resolve() for folder in folders for file in folder.rglob("*.jsonl")})
+    return sorted({file.resolve() for folder in folders for file in record_paths(folder)})
 
 
 def standing(
@@ -128,7 +128,7 @@ def _measured(
 def _lines(file: Path) -> list[bytes]:
     """None of a file that has gone since the folder was looked at, and none that cannot be read: both prove nothing."""
     try:
-        return file.read_bytes().split(b"\n")
+        return record_bytes(file).split(b"\n")
     except OSError:
         return []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from refgrid.environments.declared import EnvironmentSpec
 from refgrid.environments.machine import environment_of
-from refgrid.records.record import RecordError, Run, runs_of
+from refgrid.records.record import RecordError, Run, record_paths, runs_of
 
 HOSTED = ("ubuntu-24.04",)
 SELF_HOSTED = ("self-hosted", "linux", "x64", "nvidia")
@@ -131,7 +131,7 @@ def _newest(artifacts: Path) -> dict[str, Path]:
 
 def _records(environment: str, folder: Path) -> list[Path]:
     """What an artifact holds of its own environment; the rest lay on the runner before."""
-    found = (file for file in folder.rglob("*.jsonl") if file.is_file() and not file.is_symlink())
+    found = (file for file in record_paths(folder) if file.is_file() and not file.is_symlink())
     return sorted(file for file in found if (told := environment_of(file)) and told[0] == environment)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -98,7 +99,7 @@ def obstacle(spec: EnvironmentSpec, machine: Machine, locks: Path) -> str:
 def environment_of(file: Path) -> tuple[str, str] | None:
     """Environment and start of the first run in a file of records, from its first line alone."""
     try:
-        with file.open(encoding="utf-8") as lines:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             header = json.loads(lines.readline())
         return header["environment"]["name"], header["started"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,7 +1,8 @@
 """Digests of record files: as much of each outcome as the matrix shows, so that old evidence is read in a moment.
 
-A digest is a file of records itself, with the largest error instead of the comparisons. Its name has the size and the
-time of the file that it is of, so a changed file has none, and it can be thrown away at any time.
+A digest is a file of records itself, with the largest error instead of the comparisons and the seconds as one sum. Its
+name has the size and the time of the file that it is of, so a changed file has none, and it can be thrown away at any
+time.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from refgrid.records.record import Header, Outcome, Run, runs_of
+from refgrid.records.record import Header, Outcome, Run, record_paths, runs_of
 
 # What is smaller is read as fast as its digest would be.
 _WORTH_IT = 2**20
 _LEFT_OUT = ("comparisons", "seconds", "axes")
+_ALL = "all"  # under which name the seconds of a case stand, summed
 # Another shape of records needs other digests.
 _SHAPE = ",".join(field.name for kind in (Header, Outcome, Run) for field in fields(kind))
 
@@ -42,7 +44,7 @@ def read_digested(folder: Path, digests: Path) -> list[Run]:
 
     Raises RecordError as that does.
     """
-    runs = [run for path in sorted(folder.rglob("*.jsonl")) for run in _runs(path, digests)]
+    runs = [run for path in record_paths(folder) for run in _runs(path, digests)]
     return sorted(runs, key=lambda run: run.header.started)
 
 
@@ -83,4 +85,6 @@ def _lines(run: Run) -> Iterator[dict[str, Any]]:
 def _short(outcome: Outcome) -> dict[str, Any]:
     errors = [{"headroom": each["headroom"]} for each in outcome.comparisons if each.get("headroom") is not None]
     told = {name: value for name, value in vars(outcome).items() if value and name not in _LEFT_OUT}
+    if outcome.seconds:
+        told["seconds"] = {_ALL: sum(outcome.seconds.values())}
     return {**told, "case": outcome.case.id, "verdict": outcome.verdict.value, "comparisons": errors}

@@ -7,7 +7,9 @@ interrupted run again: outcomes after it take the place of `not-run` ones, and o
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -145,12 +147,27 @@ class RecordError(RuntimeError):
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every run in every `*.jsonl` below the folder, oldest first.
+    """Every run in every file of records below the folder, oldest first.
 
     A last line that a kill cut short is left out; any other unreadable line raises RecordError naming file and line.
     """
-    runs = [run for path in sorted(folder.rglob("*.jsonl")) for run in runs_of(path)]
+    runs = [run for path in record_paths(folder) for run in runs_of(path)]
     return sorted(runs, key=lambda run: run.header.started)
+
+
+def record_paths(folder: Path) -> list[Path]:
+    """The files of records below a folder, sorted: `*.jsonl`, and `*.jsonl.gz`, which `refgrid keep` packs."""
+    return sorted(path for pattern in ("*.jsonl", "*.jsonl.gz") for path in folder.rglob(pattern))
+
+
+def record_bytes(path: Path) -> bytes:
+    """The lines of a file of records, unpacked; raises OSError where it cannot be read or is no gzip."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"is no whole gzip file: {error}") from error
 
 
 def _today(outcome: Outcome, references: Mapping[str, str]) -> Outcome:
@@ -223,7 +240,10 @@ class _Reading:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = record_bytes(path).split(b"\n")
+    except OSError as error:
+        raise RecordError(f"{path}: records cannot be read: {error.strerror or error}") from error
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue

@@ -192,10 +192,18 @@ class Recorder:
 
 def file_name(header: Header, end: str = "") -> str:
     """One file a run: a run that goes on elsewhere never shares a file with another. `end` replaces time and run."""
+    return _slug(f"{column_name(header)}-{end or f'{header.started}-{header.run}'}")
+
+
+def column_name(header: Header) -> str:
+    """The environment and the kind of machine, as file names have them."""
     environment = header.environment
     machine = environment.gpu if environment.device == "cuda" and environment.gpu else platform.machine()
-    slug = f"{environment.name}-{machine}-{end or f'{header.started}-{header.run}'}"
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in slug).lower()
+    return _slug(f"{environment.name}-{machine}")
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text).lower()
 
 
 def audited(table: Path, environment: Environment) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ import pytest
 from xdist.scheduler import LoadScheduling
 
 from refgrid.dataset.case import Case
-from refgrid.records.record import RecordError, Verdict, read_runs
+from refgrid.records.digest import read_digested, without_collection
+from refgrid.records.record import RecordError, Run, Verdict
 from refgrid.running.units import bytes_of, unit_of
 
 if TYPE_CHECKING:
@@ -125,9 +126,12 @@ class LongestFirst(LoadScheduling):
         self.config.hook.pytest_collectreport(report=report)
 
     def _known_seconds(self) -> dict[str, float]:
-        folders = [Path(self.config.rootpath) / "results", self._grid.results]
+        committed, own = Path(self.config.rootpath) / "results", self._grid.results
+        folders = [committed] if own.is_relative_to(committed) else [committed, own]
         try:
-            return known_seconds(folders, self.config.getoption("--environment"), self._grid.device)
+            with without_collection():
+                runs = [run for folder in folders for run in read_digested(folder, own / ".digests")]
+            return known_seconds(runs, self.config.getoption("--environment"), self._grid.device)
         except RecordError as error:
             terminal = self.config.pluginmanager.get_plugin("terminalreporter")
             terminal.write_line(f"earlier durations are not used: {error}", yellow=True)
@@ -146,12 +150,11 @@ def longest_first(unit_at: Sequence[Hashable], seconds: Sequence[float]) -> list
     return [index for unit in ordered for index in unit]
 
 
-def known_seconds(folders: Sequence[Path], environment: str, device: str) -> dict[str, float]:
-    """What each case took when it last ran in an environment on a kind of device. Raises RecordError."""
-    runs = {run.header.run: run for folder in folders if folder.is_dir() for run in read_runs(folder)}
+def known_seconds(runs: Iterable[Run], environment: str, device: str) -> dict[str, float]:
+    """What each case took when it last ran on a kind of device: in this environment, else in any other."""
     found: dict[str, float] = {}
-    for run in sorted(runs.values(), key=lambda run: run.header.started):
-        if (run.header.environment.name, run.header.environment.device) == (environment, device):
+    for run in sorted(runs, key=lambda run: (run.header.environment.name == environment, run.header.started)):
+        if run.header.environment.device == device:
             ran = (each for each in run.outcomes.values() if each.verdict is not Verdict.CACHED and each.seconds)
             found.update({outcome.case.id: sum(outcome.seconds.values()) for outcome in ran})
     return found
