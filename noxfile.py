@@ -194,12 +194,20 @@ for _cuda in dict.fromkeys(group for entry in VENVS.values() for group in _group
 
 def _warm(session: nox.Session, name: str) -> None:
     """Where cases would run, but without any."""
+    told = ["warm", f"--environment={name}", *session.posargs[1:]]
+    if ENVIRONMENTS[name]["kind"] == "overlay":
+        _run_overlay(session, name, "refgrid", *told)
+        return
     _install(session, name)
-    told = [f"--environment={name}", *session.posargs[1:]]
-    session.run("refgrid", "warm", *told, env=_caches(session, name))
+    session.run("refgrid", *told, env=_caches(session, name))
 
 
 def _prove_overlay(session: nox.Session, name: str) -> None:
+    """The product over the machine's own torch."""
+    _run_overlay(session, name, "pytest", *OWN_PLUGINS, *_arguments(session, name))
+
+
+def _run_overlay(session: nox.Session, name: str, module: str, *told: str) -> None:
     """Over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
@@ -207,8 +215,8 @@ def _prove_overlay(session: nox.Session, name: str) -> None:
     overlay, site = ["python3", "src/refgrid/overlays/overlay.py"], Path(session.cache_dir, "overlays", name)
     laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
     session.run(*overlay, "lay", *laid, external=True)
-    pytest = ["python3", "-m", "pytest", *OWN_PLUGINS, *_arguments(session, name)]
-    session.run(*overlay, "run", f"--target={site}", "--checkout=.", "--", *pytest, external=True)
+    run = [*overlay, "run", f"--target={site}", "--checkout=.", "--", "python3", "-m", module, *told]
+    session.run(*run, external=True, interrupt_timeout=ACCOUNTING_TIME)
 
 
 def _prove_venv(session: nox.Session, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -174,7 +175,7 @@ def test_a_lone_process_that_hangs_says_where_to_whoever_looks_on(fleet: Fleet) 
     assert "Timeout (0:00:30)!" in done.stderr
     assert 'File "<reference of double_n4>", line 4 in run' in done.stderr
     assert not_run(fleet.records()) == {"the run ended before its turn"}
-    assert [path.name for path in fleet.left_behind[0].iterdir()] == ["main.journal"]
+    assert [path.name for path in fleet.left_behind[0].glob("*.journal")] == ["main.journal"]
 
 
 def test_a_lone_process_whose_context_is_lost_stops(fleet: Fleet) -> None:
@@ -203,3 +204,49 @@ def _wait_for(what: Any) -> None:
         if time.monotonic() > ends:
             raise TimeoutError("what was waited for did not happen in two minutes")
         time.sleep(0.1)
+
+
+STILLBORN = """import os, signal
+import planted
+
+def pytest_collection():
+    if "PYTEST_XDIST_WORKER" in os.environ and {condition}:
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_workers_that_die_before_they_have_collected_are_not_replaced_for_ever(fleet: Fleet) -> None:
+    (fleet.root / "conftest.py").write_text(STILLBORN.format(condition=True))
+
+    done = fleet.run("-n", "2", *CRASH_SAFE)
+
+    assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
+    assert re.search(
+        r"3 workers in a row died before they had collected the cases; gw\d killed by SIGSEGV",
+        done.stdout + done.stderr,
+    )
+    assert not list((fleet.root / "results").rglob("*.jsonl"))  # nothing was planned
+
+
+def test_a_worker_that_dies_once_before_it_has_collected_is_replaced(fleet: Fleet) -> None:
+    (fleet.root / "conftest.py").write_text(STILLBORN.format(condition='planted.once("died")'))
+
+    done = fleet.run("-n", "2", *CRASH_SAFE)
+
+    assert (fleet.root / "died.once").exists()
+    assert not_run(fleet.records()) == set()
+    assert "in a row" not in done.stdout + done.stderr
+
+
+def test_journals_of_a_killed_run_go_with_the_next_one(fleet: Fleet) -> None:
+    fleet.reference("import planted\nif planted.once('slow'): time.sleep(600)\nreturn planted.used(x)", 1, 2)
+    with fleet.started("-n", "1", *CRASH_SAFE) as run:
+        _wait_for((fleet.root / "slow.once").exists)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert len(fleet.left_behind) == 1
+
+    fleet.run("-n", "1", *CRASH_SAFE)
+
+    assert fleet.left_behind == []
+    assert not_run(fleet.records()) == set()

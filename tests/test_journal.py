@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refgrid.records.record import Verdict
-from refgrid.running.journal import Entry, death, innermost_frame, last_entry, last_words
+from refgrid.running.journal import Entry, death, innermost_frame, last_entry, last_words, open_folder
 from refgrid.running.libraries import cut_short
 
 MAIN = 0x7F0123456789
@@ -136,3 +136,19 @@ def test_libraries_that_are_cut_short_are_found_in_every_cache(tmp_path: Path) -
 
     assert {path.stem for path in cut_short(caches)} == {"cut", "head", "empty", "text"}
     assert cut_short({"TORCH_EXTENSIONS_DIR": str(tmp_path / "nowhere")}) == []
+
+
+class TestTheFolderOfARun:
+    def test_is_its_own_until_it_is_closed(self, tmp_path: Path) -> None:
+        one, other = tmp_path / ".running-one", tmp_path / ".running-other"
+        with open_folder(one), open_folder(other):
+            assert one.is_dir()
+            assert other.is_dir()
+
+    def test_goes_with_the_next_run_when_its_owner_is_gone(self, tmp_path: Path) -> None:
+        open_folder(tmp_path / ".running-killed").close()  # what the kernel does for a process that was killed
+        (tmp_path / ".running-killed" / "gw0.journal").write_text("{}")
+        (tmp_path / ".running-unlike").mkdir()  # no run made it so
+
+        with open_folder(tmp_path / ".running-next"):
+            assert sorted(path.name for path in tmp_path.iterdir()) == [".running-next", ".running-unlike"]

@@ -272,3 +272,27 @@ def test_the_table_of_ground_truth_tells_where_each_adapter_comes_from() -> None
             assert {"refgrid_groundtruth", "refgrid_groundtruth.selftest", *origin.modules} <= set(reached)
             assert "refgrid_groundtruth.table" not in reached
             assert source.name in origin.row
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "FLASHINFER_CUDA_ARCH_LIST"])
+def test_a_variable_that_changes_what_is_computed_counts(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    before = checkout.parts()
+
+    monkeypatch.setenv(name, "1")
+
+    (told,) = differing(before, checkout.parts())
+    assert f"{name}=1" in told
+
+
+@pytest.mark.parametrize("name", ["TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "TORCH_LOGS", "HOME", "OMP_THREADS"])
+def test_a_variable_that_says_where_to_write_does_not(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = checkout.parts()
+
+    monkeypatch.setenv(name, "elsewhere")
+
+    assert differing(before, checkout.parts()) == []

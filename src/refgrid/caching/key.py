@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import sys
 import uuid
@@ -32,13 +33,19 @@ from refgrid.sources import Sources
 # What a part is called, in the order in which a difference is told.
 RUN_PARTS = (
     *("instrument", "lock", "python", "platform", "torch", "cuda", "toolkit", "driver", "libraries"),
-    *("device", "memory"),
+    *("device", "memory", "settings"),
 )
 CASE_PARTS = ("definition", "reference", "adapter", "workload", "expected", "tolerance")
 
 # From proof.py on, all that is imported; of these two, which import the rest of the instrument, their own text.
 _ROOTS = ("refgrid.proving.proof", "refgrid.proving.expected")
 _ALONE = ("refgrid.plugin", "refgrid.contract")
+
+# NVIDIA_TF32_OVERRIDE=1 makes every float32 product another one, and there are many of the kind.
+_READERS = (
+    *("NVIDIA_TF32", "ATEN_CPU", "CUBLAS", "CUDNN", "TORCH", "PYTORCH", "TRITON", "FLASHINFER", "SGL", "MKL", "DNNL"),
+)
+_PLACES = ("_DIR", "_BASE", "_PATH", "_HOME", "LOGLEVEL", "_LOGS")
 
 TABLE = "table"  # the tolerance of a case that nobody set by hand
 NONE = "none"
@@ -166,8 +173,15 @@ def _run_parts(machine: Machine, instrument: str) -> dict[str, str]:
         "driver": (environment.driver or NONE).partition(".")[0],  # of its branch, the fixes do not count
         "libraries": ", ".join(f"{name} {version}" for name, version in sorted(installed().items())),
         "device": machine_kind(environment),
+        "settings": _settings() or NONE,
         "memory": "all" if math.isinf(machine.memory) else f"{machine.memory:.0f} B",
     }
+
+
+def _settings() -> str:
+    """The variables by which torch and the kernel libraries are told to compute otherwise, but for where they write."""
+    names = (name for name in os.environ if name.startswith(_READERS) and not name.endswith(_PLACES))
+    return ", ".join(f"{name}={os.environ[name]}" for name in sorted(names))
 
 
 def instrument_modules(package: Modules) -> list[str]:

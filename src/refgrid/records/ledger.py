@@ -41,7 +41,7 @@ class Ledger:
             self._file = _at_whole_lines(claimed) if claimed else path.open("a", encoding="utf-8")
         except OSError as error:
             raise RecordError(f"{path}: records cannot be written: {error.strerror or error}") from error
-        _is_locked(self._file)
+        is_locked(self._file)
         self._write({"type": "resume", "time": now()} if claimed else {"type": "run", **asdict(header)})
 
     @classmethod
@@ -88,13 +88,13 @@ def claim(path: Path) -> TextIO | None:
         file = path.open("r+", encoding="utf-8")
     except OSError as error:
         raise RecordError(f"{path}: records cannot be written: {error.strerror or error}") from error
-    if _is_locked(file):
+    if is_locked(file):
         return file
     file.close()
     return None
 
 
-def _is_locked(file: TextIO) -> bool:
+def is_locked(file: TextIO) -> bool:
     """Lock a file as long as it is open, so that no other process goes on with a run that has not ended.
 
     The lock ends with the process, however that ends; where the system has no such lock, nothing can be resumed.

@@ -14,7 +14,7 @@ import pytest
 from refgrid.dataset.case import Case
 from refgrid.records.record import Verdict
 from refgrid.running.devices import Device, DeviceError, visible_devices
-from refgrid.running.journal import Entry, death, last_entry, last_words
+from refgrid.running.journal import Entry, death, last_entry, last_words, told_death
 from refgrid.running.libraries import cut_short
 from refgrid.running.worker import JOURNALS, NoLease, Worker
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from refgrid.running.recorder import Recorder
     from refgrid.running.scheduling import LongestFirst
 
+# Workers in a row that die before they have collected: what kills them would kill the next one too.
+_STILLBORN = 3
 # Of a process whose connection has broken: it is gone, or in a driver call that ends when its kernel does.
 _REAP_SECONDS = 10
 _OF_A_BAD_LIBRARY = {getattr(signal, name, None) for name in ("SIGBUS", "SIGSEGV", "SIGILL", "SIGABRT")}
@@ -64,6 +66,8 @@ class Controller:
         self._limit = cast(int, config.getoption("--case-timeout"))
         self._deaths: dict[str, tuple[Verdict, str]] = {}
         self._alive: set[str] = set()
+        self._collected: set[str] = set()
+        self._stillborn = 0
         self.refused: dict[str, str] = {}
 
     @pytest.hookimpl(optionalhook=True)
@@ -78,6 +82,12 @@ class Controller:
             self.refuse(*warning_message.message.args)
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any) -> None:
+        """A worker that came so far can run cases."""
+        self._collected.add(node.gateway.id)
+        self._stillborn = 0
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """Look at how a worker died, before xdist reports the case that it was in."""
         worker = node.gateway.id
@@ -88,6 +98,16 @@ class Controller:
             status = _status(node)
             libraries = cut_short() if status is not None and -status in _OF_A_BAD_LIBRARY else []
             self._deaths[worker] = death(entry, words, status, self._limit, libraries)
+        if error and worker not in self._collected:
+            self._count_stillborn(worker, node)
+
+    def _count_stillborn(self, worker: str, node: Any) -> None:
+        self._stillborn += 1
+        if self._stillborn == _STILLBORN:
+            how = told_death(_status(node), last_words(self._grid.journals, worker))
+            reason = f"{_STILLBORN} workers in a row died before they had collected the cases; {worker} {how}"
+            self._stopped(reason)
+            pytest.exit(reason, returncode=pytest.ExitCode.INTERNAL_ERROR)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: Any) -> None:

@@ -10,18 +10,39 @@ import faulthandler
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
+from refgrid.records.ledger import is_locked
 from refgrid.records.record import Verdict, now
 from refgrid.running.budget import told_duration
 
+_OWNER = "owner"
 _SIZE = 4096  # of a file; a case's id and a device's name are far shorter
 _FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)')
+
+
+def open_folder(folder: Path) -> TextIO:
+    """Make the folder of a run's journals, the run's own as long as the file that is returned is open.
+
+    Folders beside it whose run was killed hold nothing that its records do not say, and go. Raises OSError.
+    """
+    for left in folder.parent.glob(".running-*"):
+        with suppress(OSError), (left / _OWNER).open("r+") as owner:
+            if is_locked(owner):
+                shutil.rmtree(left, ignore_errors=True)
+    starting = folder.with_name(folder.name.replace("running", "starting", 1))  # no other run looks at it unlocked
+    starting.mkdir(parents=True)
+    owner = (starting / _OWNER).open("w")
+    is_locked(owner)
+    starting.rename(folder)
+    return owner
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,7 @@ def death(
     whose = f"[worker {entry.worker}, process {entry.pid}, case begun {entry.since}]"
     if words.startswith("Timeout ("):
         return Verdict.HANG, f"not done within {told_duration(limit)} (--case-timeout), then{where} {whose}"
-    return Verdict.CRASH, f"the worker crashed: {_told(status, words)}{where} {whose}"
+    return Verdict.CRASH, f"the worker crashed: {told_death(status, words)}{where} {whose}"
 
 
 def innermost_frame(words: str, main_thread: int) -> str:
@@ -103,7 +124,8 @@ def innermost_frame(words: str, main_thread: int) -> str:
     return f"{found['function']} at {found['file']}:{found['line']}" if found else ""
 
 
-def _told(status: int | None, words: str) -> str:
+def told_death(status: int | None, words: str) -> str:
+    """How a process ended, by its status as subprocess gives it and by what faulthandler wrote."""
     if status is not None and status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         return f"killed by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")

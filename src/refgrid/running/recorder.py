@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
 from pydantic import TypeAdapter
@@ -25,6 +25,7 @@ from refgrid.environments.declared import EnvironmentsError
 from refgrid.environments.measured import Environment
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import INTERRUPTED, Header, Outcome, RecordError, Verdict, now
+from refgrid.running.journal import open_folder
 from refgrid.running.worker import NoLease, WaitingForGpu
 from refgrid.warming.late_compiles import CompiledModules
 
@@ -41,6 +42,7 @@ class Recorder:
     def __init__(self, config: pytest.Config, grid: Grid, settled: Settled) -> None:
         self._config, self._grid, self._settled = config, grid, settled
         self._ledger: Ledger | None = None
+        self._journals: TextIO | None = None
         self._bar = _Bar() if config.getoption("--progress") else None
         self._session: pytest.Session | None = None
         self._stopped, self._broken = "", ""
@@ -116,6 +118,8 @@ class Recorder:
     def pytest_unconfigure(self) -> None:
         """What the workers' journals say is in the records now."""
         shutil.rmtree(self._grid.journals, ignore_errors=True)
+        if self._journals:
+            self._journals.close()
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Planned = accounted, and where the records are."""
@@ -148,7 +152,8 @@ class Recorder:
             self._explained = list(self._settled.explained(self._settled.decision().selected))
         try:
             self._ledger = self._opened(planned)
-        except RecordError as error:
+            self._journals = open_folder(self._grid.journals)
+        except (RecordError, OSError) as error:
             raise pytest.UsageError(str(error)) from error
         if self._bar:
             self._bar.start(f"{self._settled.environment.title}: {len(planned)} cases", len(planned))
