@@ -20,6 +20,7 @@ from refgrid.commands.ci import ci
 from refgrid.commands.due import due, explain
 from refgrid.commands.environments import check_environments, lock, record_failure
 from refgrid.commands.keep import keep
+from refgrid.commands.scaling import scaling
 from refgrid.commands.warm import warm
 from refgrid.dataset.case import SIZES, Selection, Size, parse_sizes, plan
 from refgrid.dataset.definition import DataSet, Definition, DefinitionError, load_dataset
@@ -167,6 +168,7 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
 main.add_command(show_plan, "plan")
 main.add_command(audit)
 main.add_command(keep)
+main.add_command(scaling)
 main.add_command(overlay)
 main.add_command(wheelhouse)
 main.add_command(check_environments)
