@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ import pytest
 pytest_plugins = ["pytester"]
 
 REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_adapters() -> Iterator[None]:
+    """Adapters are found once a process; a test must not see what another one found."""
+    yield
+    if groundtruth := sys.modules.get("refgrid_groundtruth"):
+        groundtruth._outcome.cache_clear()
 
 
 @pytest.fixture(scope="session")

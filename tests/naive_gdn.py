@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+from adapters import unchanged
 from torch import Tensor
 
 Inputs = dict[str, Any]
@@ -153,3 +154,14 @@ def prefill(
         "state": states(len(lengths), heads[1], d),
         "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0),
     }
+
+
+def agree(adapter: Callable[..., dict[str, Tensor]], op: str, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The adapter gives what the loops give, and leaves its inputs as they are, bit for bit."""
+    given, expected = unchanged(adapter, **inputs), globals()[op](**inputs)
+    assert set(given) == set(expected)
+    for name, tensor in expected.items():
+        assert given[name].dtype == (inputs["v"].dtype if name == "output" else torch.float32)
+        bound = 1e-2 if given[name].dtype == torch.bfloat16 else 5e-6
+        torch.testing.assert_close(given[name].double(), tensor.double(), rtol=bound, atol=bound, equal_nan=True)
+    return given

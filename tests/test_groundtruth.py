@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
+from adapters import unchanged
 
 import refgrid_groundtruth as groundtruth
 from refgrid.dataset.case import op_of
@@ -30,14 +31,6 @@ DATASET = load_dataset(Path(__file__).parents[1])
 ALL = [(source, op) for source in SOURCES for op in source.ops]
 NAMED = {source.name: source for source in SOURCES}
 ON_CPU = [(source.name, op) for source in SOURCES if "cpu" in source.devices for op in source.ops]
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """Adapters are found once a process; a test must not see what another one found."""
-    groundtruth._outcome.cache_clear()
-    yield
-    groundtruth._outcome.cache_clear()
 
 
 def refusal(source: str, op: str = "rmsnorm", device: str = "cpu") -> Unavailable:
@@ -441,15 +434,6 @@ def by_hand(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def unchanged(function: Callable[..., dict[str, torch.Tensor]], **inputs: Any) -> dict[str, torch.Tensor]:
-    """What the function gives; its inputs must be bit for bit as before, NaN included."""
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    given = function(**inputs)
-    for name, value in before.items():
-        torch.testing.assert_close(inputs[name], value, rtol=0, atol=0, equal_nan=True, msg=f"{name} was changed")
-    return given
 
 
 BATCHES = [

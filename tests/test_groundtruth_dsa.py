@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import naive_dsa as naive
 import pytest
 import torch
+from adapters import unchanged
 
 import refgrid_groundtruth as groundtruth
 from refgrid.proving.chosen import compare_chosen
@@ -27,25 +28,8 @@ if TYPE_CHECKING:
 ATTENTION, INDEXER = FAMILIES["dsa"]
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """Adapters are found once a process; a test must not see what another one found."""
-    groundtruth._outcome.cache_clear()
-    yield
-    groundtruth._outcome.cache_clear()
-
-
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def unchanged(function: Callable[..., Tensors], **inputs: Any) -> Tensors:
-    """What the function gives; its inputs must be bit for bit as before, NaN included."""
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    given = function(**inputs)
-    for name, value in before.items():
-        assert torch.equal(inputs[name].flatten().view(torch.uint8), value.flatten().view(torch.uint8)), name
-    return given
 
 
 # ---- the oracle

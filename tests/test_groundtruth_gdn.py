@@ -14,7 +14,7 @@ import refgrid_groundtruth as groundtruth
 from refgrid_groundtruth import Unavailable, delta, selftest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Tensors = dict[str, torch.Tensor]
 
@@ -31,31 +31,6 @@ SLOTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """Adapters are found once a process; a test must not see what another one found."""
-    groundtruth._outcome.cache_clear()
-    yield
-    groundtruth._outcome.cache_clear()
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=bound, atol=bound, equal_nan=True)
-
-
-def agree(adapter: Callable[..., Tensors], op: str, inputs: dict[str, Any]) -> Tensors:
-    """The adapter gives what the loops give, and leaves its inputs as they are, bit for bit."""
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    given, expected = adapter(**inputs), getattr(naive, op)(**inputs)
-    for name, value in before.items():
-        torch.testing.assert_close(inputs[name], value, rtol=0, atol=0, equal_nan=True, msg=f"{name} was changed")
-    assert set(given) == set(expected)
-    for name, tensor in expected.items():
-        assert given[name].dtype == (inputs["v"].dtype if name == "output" else torch.float32)
-        close(given[name], tensor, 1e-2 if given[name].dtype == torch.bfloat16 else 5e-6)
-    return given
-
-
 # ---- the oracle and transformers, as they are
 
 
@@ -70,15 +45,15 @@ def test_the_self_test_passes(source: str, op: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_decode_agrees_with_the_definition(source: str, dtype: torch.dtype, heads: tuple[int, int]) -> None:
     adapter = groundtruth.adapter(source, "gdn_decode", "cpu")
-    agree(adapter, "gdn_decode", naive.decode(3, heads, dtype=dtype))
-    agree(adapter, "gdn_decode", naive.decode(3, heads, dtype=dtype, scale=8**-0.5))
+    naive.agree(adapter, "gdn_decode", naive.decode(3, heads, dtype=dtype))
+    naive.agree(adapter, "gdn_decode", naive.decode(3, heads, dtype=dtype, scale=8**-0.5))
 
 
 @pytest.mark.parametrize("source", ["oracle", "transformers"])
 @pytest.mark.parametrize(("slots", "seq_len", "pool"), SLOTS)
 def test_mtp_agrees_with_the_definition(source: str, slots: list[int], seq_len: int, pool: int) -> None:
     adapter = groundtruth.adapter(source, "gdn_mtp", "cpu")
-    agree(adapter, "gdn_mtp", naive.mtp(slots, seq_len, pool, dtype=torch.float32))
+    naive.agree(adapter, "gdn_mtp", naive.mtp(slots, seq_len, pool, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("source", ["oracle", "transformers"])
@@ -86,14 +61,14 @@ def test_mtp_agrees_with_the_definition(source: str, slots: list[int], seq_len: 
 @pytest.mark.parametrize("heads", [(2, 4), (1, 3)], ids=str)
 def test_prefill_agrees_with_the_definition(source: str, lengths: list[int], heads: tuple[int, int]) -> None:
     adapter = groundtruth.adapter(source, "gdn_prefill", "cpu")
-    agree(adapter, "gdn_prefill", naive.prefill(lengths, heads, dtype=torch.float32))
+    naive.agree(adapter, "gdn_prefill", naive.prefill(lengths, heads, dtype=torch.float32))
 
 
 def test_the_oracle_takes_any_scale_padding_and_no_tokens_at_all() -> None:
     oracle = importlib.import_module("refgrid_groundtruth.oracle.gdn")
-    agree(oracle.gdn_decode, "gdn_decode", naive.decode(2, scale=0.3))
-    agree(oracle.gdn_mtp, "gdn_mtp", naive.mtp([-1, 1, -2], 3, 4, scale=0.3))
-    agree(oracle.gdn_prefill, "gdn_prefill", naive.prefill([0, 0]))
+    naive.agree(oracle.gdn_decode, "gdn_decode", naive.decode(2, scale=0.3))
+    naive.agree(oracle.gdn_mtp, "gdn_mtp", naive.mtp([-1, 1, -2], 3, 4, scale=0.3))
+    naive.agree(oracle.gdn_prefill, "gdn_prefill", naive.prefill([0, 0]))
 
 
 @pytest.mark.parametrize("a", [-1e4, 40.0, 1e4])
@@ -102,7 +77,7 @@ def test_the_oracle_at_the_ends_of_the_gates(a: float, b: float) -> None:
     oracle = importlib.import_module("refgrid_groundtruth.oracle.gdn")
     inputs = naive.prefill([9, 2], dtype=torch.float32)
     inputs["a"][:], inputs["b"][:] = a, b
-    agree(oracle.gdn_prefill, "gdn_prefill", inputs)
+    naive.agree(oracle.gdn_prefill, "gdn_prefill", inputs)
 
 
 def test_the_oracle_is_as_close_as_float32_can_tell() -> None:
@@ -136,7 +111,7 @@ def test_transformers_is_asked_for_its_own_function_and_not_for_anothers_kernel(
         monkeypatch.setattr(module.modeling_qwen3_next, name, kernel)
         op = "gdn_prefill" if "chunk" in name else "gdn_decode"
         inputs = naive.prefill([3]) if op == "gdn_prefill" else naive.decode(1)
-        agree(getattr(module, op), op, inputs)
+        naive.agree(getattr(module, op), op, inputs)
 
 
 def test_gates_are_those_of_the_definition() -> None:

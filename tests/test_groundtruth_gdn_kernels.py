@@ -17,36 +17,11 @@ import refgrid_groundtruth as groundtruth
 from refgrid_groundtruth import SOURCES, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     Tensors = dict[str, torch.Tensor]
 
 OPS = ("gdn_decode", "gdn_mtp", "gdn_prefill")
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """Adapters are found once a process; a test must not see what another one found."""
-    groundtruth._outcome.cache_clear()
-    yield
-    groundtruth._outcome.cache_clear()
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, bound: float) -> None:
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=bound, atol=bound, equal_nan=True)
-
-
-def agree(adapter: Callable[..., Tensors], op: str, inputs: dict[str, Any]) -> Tensors:
-    """The adapter gives what the loops give, and leaves its inputs as they are, bit for bit."""
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    given, expected = adapter(**inputs), getattr(naive, op)(**inputs)
-    for name, value in before.items():
-        torch.testing.assert_close(inputs[name], value, rtol=0, atol=0, equal_nan=True, msg=f"{name} was changed")
-    assert set(given) == set(expected)
-    for name, tensor in expected.items():
-        assert given[name].dtype == (inputs["v"].dtype if name == "output" else torch.float32)
-        close(given[name], tensor, 1e-2 if given[name].dtype == torch.bfloat16 else 5e-6)
-    return given
 
 
 FLA = "sglang.srt.layers.attention.fla"
@@ -112,16 +87,16 @@ def test_the_self_test_passes_through_the_double(source: str, op: str) -> None:
 @pytest.mark.parametrize("scale", [0.0, 0.3])
 def test_kernels_agree_with_the_definition(source: str, scale: float) -> None:
     sizes: dict[str, Any] = {"heads": (1, 2), "d": 128, "scale": scale}
-    agree(groundtruth.adapter(source, "gdn_decode", "cpu"), "gdn_decode", naive.decode(3, **sizes))
-    agree(groundtruth.adapter(source, "gdn_mtp", "cpu"), "gdn_mtp", naive.mtp([3, 0], 3, 5, **sizes))
+    naive.agree(groundtruth.adapter(source, "gdn_decode", "cpu"), "gdn_decode", naive.decode(3, **sizes))
+    naive.agree(groundtruth.adapter(source, "gdn_mtp", "cpu"), "gdn_mtp", naive.mtp([3, 0], 3, 5, **sizes))
     prefill = naive.prefill([0, 5, 0, 3, 1, 0], **sizes)
-    agree(groundtruth.adapter(source, "gdn_prefill", "cpu"), "gdn_prefill", prefill)
+    naive.agree(groundtruth.adapter(source, "gdn_prefill", "cpu"), "gdn_prefill", prefill)
 
 
 @pytest.mark.usefixtures("libraries")
 def test_padding_is_flashinfers_and_not_sglangs() -> None:
     inputs = naive.mtp([-1, 1, -2, 0], 2, 4, (1, 2), 128)
-    given = agree(groundtruth.adapter("flashinfer", "gdn_mtp", "cpu"), "gdn_mtp", inputs)
+    given = naive.agree(groundtruth.adapter("flashinfer", "gdn_mtp", "cpu"), "gdn_mtp", inputs)
     assert not given["output"][[0, 2]].any()
     with pytest.raises(Unavailable, match="unsupported: 2 of 4 sequences are padding"):
         groundtruth.adapter("sglang", "gdn_mtp", "cpu")(**inputs)

@@ -12,6 +12,7 @@ import naive_mamba
 import naive_rope
 import pytest
 import torch
+from adapters import unchanged
 from torch import Tensor
 
 import refgrid_groundtruth as groundtruth
@@ -29,20 +30,9 @@ KERNELS = ("flashinfer", "sglang")
 SIZES: dict[str, Any] = {"heads": (8, 1), "d": (64, 128)}
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """Adapters are found once a process; a test must not see what another one found."""
-    groundtruth._outcome.cache_clear()
-    yield
-    groundtruth._outcome.cache_clear()
-
-
 def agree(adapter: Callable[..., dict[str, Tensor]], op: str, inputs: dict[str, Any], *lacks: str) -> dict[str, Tensor]:
     """The adapter gives what the loops give, but for what it lacks, and leaves its inputs as they are, bit for bit."""
-    before = {name: value.clone() for name, value in inputs.items()}
-    given, expected = adapter(**inputs), NAIVE[op](**inputs)
-    for name, value in before.items():
-        torch.testing.assert_close(inputs[name], value, rtol=0, atol=0, equal_nan=True, msg=f"{name} was changed")
+    given, expected = unchanged(adapter, **inputs), NAIVE[op](**inputs)
     assert set(given) == set(expected) - set(lacks)
     for name, tensor in given.items():
         assert tensor.dtype == inputs["x" if op == MAMBA else "q"].dtype

@@ -12,37 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import naive_mla as naive
 import pytest
 import torch
+from adapters import unchanged
 
 import refgrid_groundtruth as groundtruth
 from refgrid_groundtruth import SOURCES, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     Tensors = dict[str, torch.Tensor]
 
 RAGGED = ("gqa_ragged_prefill_causal", "mla_ragged_prefill_causal")
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """Adapters are found once a process; a test must not see what another one found."""
-    groundtruth._outcome.cache_clear()
-    yield
-    groundtruth._outcome.cache_clear()
-
-
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def unchanged(function: Callable[..., Tensors], **inputs: Any) -> Tensors:
-    """What the function gives; its inputs must be bit for bit as before, NaN included."""
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    given = function(**inputs)
-    for name, value in before.items():
-        torch.testing.assert_close(inputs[name], value, rtol=0, atol=0, equal_nan=True, msg=f"{name} was changed")
-    return given
 
 
 # ---- FlashInfer's adapters, on doubles with its parameters that answer through the oracle

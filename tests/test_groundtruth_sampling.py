@@ -34,13 +34,6 @@ PLAIN = torch.tensor(
 TIED = torch.tensor([[0.125, 0.25, 0.25, 0.25, 0.125, 0.0]])
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    groundtruth._outcome.cache_clear()
-    yield
-    groundtruth._outcome.cache_clear()
-
-
 def adapter(library: str, op: str) -> Callable[..., dict[str, Tensor]]:
     found: Callable[..., dict[str, Tensor]] = getattr(
         importlib.import_module(f"refgrid_groundtruth.{library}.sampling"), op

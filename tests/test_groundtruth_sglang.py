@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import naive_mla as naive
 import pytest
 import torch
+from adapters import unchanged
 from torch import Tensor
 
 import refgrid_groundtruth as groundtruth
@@ -169,15 +170,6 @@ def _operators() -> Iterator[None]:
 def _theirs(name: str) -> bool:
     ours = name in ("refgrid_groundtruth.sglang.gqa", "refgrid_groundtruth.sglang.norm")
     return ours or name.split(".", maxsplit=1)[0] in ("sglang", "sgl_kernel")
-
-
-def unchanged(adapter: Callable[..., dict[str, Tensor]], **inputs: Any) -> dict[str, Tensor]:
-    """Call the adapter; its inputs must be as before, bit for bit."""
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
-    given = adapter(**inputs)
-    for name, value in before.items():
-        torch.testing.assert_close(inputs[name], value, rtol=0, atol=0, equal_nan=True, msg=f"{name} was changed")
-    return given
 
 
 # ---- norms
