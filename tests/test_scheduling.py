@@ -57,7 +57,8 @@ class Simulation:
         self.cases, self.seconds, self.now = cases, seconds, 0.0
         self.entries: dict[str, Entry] = {}
         self.given_up: list[str] = []
-        grid = SimpleNamespace(case_at={each.id: each for each in cases}.get, results=None, journals=None, dataset=None)
+        found = {each.id: each for each in cases}.get
+        grid = SimpleNamespace(case_at=found, results=None, journals=None, dataset=None, is_soak=False)
         hook = SimpleNamespace(pytest_collectreport=lambda report: self.rejected.append(report.longrepr))
         options = {"maxschedchunk": None, "--case-timeout": 600}
         config = SimpleNamespace(
@@ -277,7 +278,7 @@ class TestDeaths:
 
     def test_an_item_that_is_no_case_is_blamed_as_xdist_does(self) -> None:
         simulation = Simulation(*grid_of_cases(2), 1)
-        simulation.scheduler._grid = cast(Any, SimpleNamespace(case_at=lambda _: None))
+        simulation.scheduler._grid = cast(Any, SimpleNamespace(case_at=lambda _: None, is_soak=False))
         simulation.collect(simulation.workers[0])
 
         assert simulation.die(simulation.workers[0]) == simulation.cases[0].id
