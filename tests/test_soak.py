@@ -137,12 +137,16 @@ def test_environments_and_machines_are_told_apart() -> None:
     assert [each.environment.title for each in found] == ["cpu on CPU", "cu130 on NVIDIA H200"]
 
 
-def test_the_command_names_the_memory_the_seeds_and_the_sizes() -> None:
-    found = report(run(*(outcome(seeded(n), Verdict.MATCH) for n in (4, 5, 6))))
+def test_the_commands_are_told_and_a_replay_names_memory_tolerance_and_twin() -> None:
+    twin = replace(seeded(7), twin="n 4 -> 2")
+    red = outcome(twin, Verdict.MISMATCH, tolerance="0.5")
 
-    assert found.command == (
-        "pytest tests/references --device cpu --environment cpu --memory 2147483648"
-        " --seed 4 --seeds 3 --test-sizes small"
+    found = report(run(red, command="pytest --seeds 9"))
+
+    assert found.commands == ("pytest --seeds 9",)
+    assert found.reds[0].replay == (
+        "pytest tests/references --device cpu --environment cpu --memory 2147483648 --seed 7 --seeds 1"
+        " --definition-name gemm_n4 --test-sizes small --tolerance 0.5 -k m1-torch-seed7"
     )
 
 
@@ -204,6 +208,7 @@ def test_seeds_multiply_cases_and_draw_other_inputs(project: Project) -> None:
     (found,) = soak_runs(project)
     assert done.returncode == 0, done.stdout
     assert found.header.soak
+    assert found.header.command.endswith("--device cpu --seed 1 --seeds 3")
     assert [each.seed for each in found.header.planned] == [1] * 6 + [2] * 6 + [3] * 6
     assert {"double_n4-b1-sum-seed1", "double_n4-b1-sum-seed3"} <= set(found.outcomes)
     assert len({each.hashes["inputs"] for each in numerics(found).values()}) == 3

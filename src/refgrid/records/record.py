@@ -87,7 +87,8 @@ class Header:
     """The first line of a run: where it ran, every case it owes, and what the audit found before the first.
 
     `parts` are those of the keys of all its cases, see refgrid.caching.key. A `soak` looks for false alarms over fresh
-    seeds: it is no evidence for the matrix, and no other run takes an outcome from it.
+    seeds: it is no evidence for the matrix, and no other run takes an outcome from it. `command` is how pytest was
+    called.
     """
 
     run: str
@@ -98,6 +99,7 @@ class Header:
     findings: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
     soak: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)

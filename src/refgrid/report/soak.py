@@ -59,6 +59,7 @@ class Soak:
     runs: tuple[str, ...]
     dates: tuple[str, str]
     seeds: tuple[int, int]
+    cases: int
     planned: int
     judged: int
     compared: int
@@ -68,7 +69,7 @@ class Soak:
     ops: tuple[OpRow, ...]
     reds: tuple[Red, ...]
     older: int
-    command: str
+    commands: tuple[str, ...]
 
 
 def soaks(runs: Iterable[Run]) -> list[Soak]:
@@ -124,6 +125,7 @@ def _soak(runs: Sequence[Run]) -> Soak:
         runs=tuple(run.header.run for run in alike),
         dates=(alike[0].header.started, newest.started),
         seeds=(min(seeds), max(seeds)),
+        cases=len({case.name for run in alike for case in run.header.planned}),
         planned=len({case.id for run in alike for case in run.header.planned}),
         judged=len(judged),
         compared=len(compared),
@@ -133,7 +135,7 @@ def _soak(runs: Sequence[Run]) -> Soak:
         ops=tuple(_rows(judged)),
         reds=tuple(_red(each, newest.environment, newest.parts) for each in reds),
         older=older + sum(len(run.outcomes) for run in runs if run not in alike),
-        command=_command(newest.environment, newest.parts, [case for run in alike for case in run.header.planned]),
+        commands=tuple(dict.fromkeys(run.header.command for run in alike)),
     )
 
 
@@ -186,13 +188,6 @@ def _red(outcome: Outcome, environment: Environment, parts: Mapping[str, str]) -
     return Red(case.id, case.seed, outcome.verdict.value, outcome.reason, told)
 
 
-def _command(environment: Environment, parts: Mapping[str, str], planned: Sequence[Case]) -> str:
-    """The command of all these runs together."""
-    seeds, sizes = [case.seed for case in planned], dict.fromkeys(case.size for case in planned)
-    told = f"--seed {min(seeds, default=0)} --seeds {len(set(seeds))} --test-sizes {','.join(sizes)}"
-    return f"{_pytest(environment, parts)} {told}"
-
-
 def _pytest(environment: Environment, parts: Mapping[str, str]) -> str:
     bytes_given = re.fullmatch(r"(\d+) B", parts.get("memory", ""))
     memory = f" --memory {bytes_given[1]}" if bytes_given else ""
@@ -222,7 +217,7 @@ def _lines(soak: Soak) -> Iterator[str]:
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(environment.libraries.items()))
     yield f"# Soak of {environment.title}"
     yield ""
-    yield f"Seeds {soak.seeds[0]} to {soak.seeds[1]}, from {soak.dates[0][:10]} to {soak.dates[1][:10]}, {libraries}."
+    yield f"Seeds {soak.seeds[0]} to {soak.seeds[1]} of {soak.cases} cases, {_days(soak)}, {libraries}."
     yield ""
     yield f"- {soak.judged} case-seeds judged of {soak.planned} planned: {_told(soak.verdicts)}"
     yield f"- by check: {_told(soak.checks)}"
@@ -231,7 +226,7 @@ def _lines(soak: Soak) -> Iterator[str]:
     yield f"- **{red} red**; false alarms: {bound}"
     if soak.older:
         yield f"- {soak.older} older outcomes are left out: what they measured has changed since"
-    yield from ("", "```console", f"$ {soak.command}", "```", "")
+    yield from ("", "```console", *(f"$ {command}" for command in soak.commands), "```", "")
     yield from ("| op | judged | red | largest headroom | case |", "|---|---|---|---|---|")
     for row in soak.ops:
         used = "exact" if row.headroom is None else f"{row.headroom:.3f}"
@@ -240,6 +235,10 @@ def _lines(soak: Soak) -> Iterator[str]:
         yield from ("", "## Reds", "")
         for each in soak.reds:
             yield from (f"- `{each.case}`: {each.verdict}: {each.reason}", f"  `{each.replay}`")
+
+
+def _days(soak: Soak) -> str:
+    return " to ".join(dict.fromkeys(date[:10] for date in soak.dates))
 
 
 def _told(counts: Mapping[str, int]) -> str:
