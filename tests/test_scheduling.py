@@ -53,12 +53,12 @@ class Worker:
 class Simulation:
     """A run of all cases on so many workers; `seconds` says what each takes, which the scheduler has recorded."""
 
-    def __init__(self, cases: list[Case], seconds: dict[str, float], workers: int) -> None:
+    def __init__(self, cases: list[Case], seconds: dict[str, float], workers: int, *, is_soak: bool = False) -> None:
         self.cases, self.seconds, self.now = cases, seconds, 0.0
         self.entries: dict[str, Entry] = {}
         self.given_up: list[str] = []
         found = {each.id: each for each in cases}.get
-        grid = SimpleNamespace(case_at=found, results=None, journals=None, dataset=None, is_soak=False)
+        grid = SimpleNamespace(case_at=found, results=None, journals=None, dataset=None, is_soak=is_soak)
         hook = SimpleNamespace(pytest_collectreport=lambda report: self.rejected.append(report.longrepr))
         options = {"maxschedchunk": None, "--case-timeout": 600}
         config = SimpleNamespace(
@@ -160,6 +160,15 @@ class TestScheduler:
         simulation.scheduler._bytes_of = lambda case: 0.0  # type: ignore[method-assign]  # noqa: ARG005 - its name
 
         assert simulation.run() > 1.5 * in_order
+
+    def test_a_soak_keeps_the_given_order_however_long_a_unit_takes(self) -> None:
+        cases, seconds = grid_of_cases(40)
+        soak, ordinary = (Simulation(cases, seconds, 1, is_soak=is_soak) for is_soak in (True, False))
+        for simulation in (soak, ordinary):
+            simulation.run()
+
+        assert soak.ran["gw0"] == list(range(len(cases)))
+        assert ordinary.ran["gw0"] != soak.ran["gw0"]
 
     @pytest.mark.parametrize("workers", [1, 2, 5, 16])
     def test_a_unit_stays_with_one_worker_in_its_order(self, workers: int) -> None:

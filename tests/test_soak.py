@@ -23,6 +23,14 @@ from refgrid.report.soak import Soak, markdown, soaks, to_dict, upper_bound
 from refgrid.running.units import spread
 
 # Right but where the first number of the input is above the bound: what a seed makes of it is known in advance.
+KNOWN = """
+[[expected]]
+cases = ["double_n4-b1-sum"]
+environment = "*"
+verdict = "mismatch"
+reason = "the library doubles twice"
+link = "https://example.org/issues/1"
+"""
 WRONG_AT_TIMES = "return x * 2 + (x[:1, :1] > {})"
 
 
@@ -190,7 +198,7 @@ def project(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Pr
 
 
 def soak_runs(project: Project) -> list[Run]:
-    return read_runs(project.root / "results" / "local" / "soak")
+    return read_runs(project.root / "soak")
 
 
 def refgrid(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -214,9 +222,21 @@ def test_seeds_multiply_cases_and_draw_other_inputs(project: Project) -> None:
     assert len({each.hashes["inputs"] for each in numerics(found).values()}) == 3
 
 
+def test_a_known_failure_is_known_of_every_seed(project: Project) -> None:
+    project.reference("return x * 3", 1)
+    (project.root / "ci").mkdir()
+    (project.root / "ci" / "expected_failures.toml").write_text(KNOWN)
+
+    project.run("--seed", "1", "--seeds", "2")
+
+    (found,) = soak_runs(project)
+    assert {each.verdict for each in numerics(found).values()} == {Verdict.EXPECTED}
+    assert len(numerics(found)) == 2
+
+
 def test_a_soak_runs_all_again_and_leaves_nothing_to_others(project: Project) -> None:
     for _ in range(2):
-        project.run("--seeds", "2")
+        project.run("--seeds", "2", "--results", "results/local")
     project.run()
 
     *both, alone = read_runs(project.root / "results")
@@ -237,7 +257,7 @@ def test_a_red_seed_is_told_and_replayed_alone_by_the_printed_command(project: P
     done = refgrid(project, "soak")
 
     assert done.returncode == 1, done.stdout
-    told = json.loads((project.root / "results/local/soak/local_on_cpu.json").read_text())
+    told = json.loads((project.root / "soak/local_on_cpu.json").read_text())
     assert {red["seed"] for red in told["reds"]} == {wrong}
     (red,) = [red for red in told["reds"] if red["case"].endswith(f"-sum-seed{wrong}")]
     assert red["replay"] in done.stdout
@@ -290,7 +310,7 @@ def test_without_a_judged_case_there_is_no_report(project: Project) -> None:
     done = refgrid(project, "soak")
 
     assert done.returncode == 2
-    assert "results/local/soak: holds no soak that has judged a case" in done.stderr
+    assert "soak: holds no soak that has judged a case" in done.stderr
 
 
 @pytest.mark.parametrize(("option", "value"), [("--seeds", "0"), ("--seeds", "many"), ("--seed", "-1")])

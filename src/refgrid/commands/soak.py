@@ -16,9 +16,9 @@ from refgrid.records.digest import read_digested, without_collection
 from refgrid.records.record import RecordError, Run, read_runs
 from refgrid.report.soak import Soak, markdown, soaks, to_dict
 from refgrid.running.budget import parse_duration
+from refgrid.running.grid import SOAKS
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_RESULTS = "results/local/soak"
 # Test items of one pytest process: it collects so many in ten seconds, and every worker does.
 _ITEMS = 30_000
 
@@ -30,7 +30,7 @@ def _duration(_: click.Context, __: click.Parameter, text: str | None) -> int | 
         raise click.BadParameter(str(error)) from error
 
 
-_results = click.option("--results", type=_FOLDER, default=_RESULTS, help="Folder of the records of soaks.")
+_results = click.option("--results", type=_FOLDER, default=SOAKS, show_default=True, help="Folder of their records.")
 
 
 @click.command()

@@ -24,6 +24,7 @@ from refgrid.sources import Sources
 if TYPE_CHECKING:
     from refgrid.proving.proof import Prover
 
+SOAKS = Path("soak")  # folder of their records
 _DEFAULT_SIZES = ("small", "medium")
 
 
@@ -111,9 +112,9 @@ class Grid:
 
     @property
     def results(self) -> Path:
-        """The folder of the records; those of a soak stand apart."""
-        local = self._config.rootpath / "results" / "local"
-        return self._config.getoption("--results") or (local / "soak" if self.is_soak else local)
+        """The folder of the records; those of a soak stand apart, as nobody who looks for evidence should read them."""
+        place = SOAKS if self.is_soak else Path("results", "local")
+        return self._config.getoption("--results") or self._config.rootpath / place
 
     @cached_property
     def journals(self) -> Path:
