@@ -22,7 +22,6 @@ from refgrid.report.matrix import build
 from refgrid.report.soak import Soak, markdown, soaks, to_dict, upper_bound
 from refgrid.running.units import spread
 
-# Right but where the first number of the input is above the bound: what a seed makes of it is known in advance.
 KNOWN = """
 [[expected]]
 cases = ["double_n4-b1-sum"]
@@ -31,6 +30,7 @@ verdict = "mismatch"
 reason = "the library doubles twice"
 link = "https://example.org/issues/1"
 """
+# Right but where the first number of the input is above the bound: what a seed makes of it is known in advance.
 WRONG_AT_TIMES = "return x * 2 + (x[:1, :1] > {})"
 
 
