@@ -45,8 +45,8 @@ OWN_PLUGINS = ["-p", "xdist.plugin", "-p", "refgrid.plugin"]
 # Seconds after Ctrl-C in which every case is accounted for; by itself nox kills after half a second.
 ACCOUNTING_TIME = 60
 
-# In place of what goes to pytest: compile ahead, and run no case.
-WARM = "--warm"
+# In place of what goes to pytest: compile ahead, and run no case. Before it: run the cases over fresh seeds.
+WARM, SOAK = "--warm", "--soak"
 
 # PyPI's build of torch for Linux brings the CUDA libraries along; what that costs is said before it happens.
 PYPI_TORCH_SIZE = "about 2.7 GB"
@@ -153,6 +153,16 @@ def warm(session: nox.Session) -> None:
     session.notify(f"tests-{name}", posargs=[WARM, *options])  # whose virtual environment it is
 
 
+@nox.session(venv_backend="none", default=False)
+def soak(session: nox.Session) -> None:
+    """Run every case over fresh seeds and report each red: `-- [NAME] [--seeds 100] [--budget 30m] [--seed S]`."""
+    named = bool(session.posargs) and not session.posargs[0].startswith("-")
+    name, options = (session.posargs[0], session.posargs[1:]) if named else ("cpu", session.posargs)
+    if name not in ENVIRONMENTS:
+        session.error(f"no environment is called {name!r}; legal values: {', '.join(ENVIRONMENTS)}")
+    session.notify(f"tests-{name}", posargs=[SOAK, *options])
+
+
 def _tests_session(name: str) -> None:
     """Declare `tests-<name>`."""
     entry = ENVIRONMENTS[name]
@@ -161,6 +171,8 @@ def _tests_session(name: str) -> None:
     def prove(session: nox.Session) -> None:
         if session.posargs[:1] == [WARM]:
             _warm(session, name)
+        elif session.posargs[:1] == [SOAK] and not overlay:
+            _soak(session, name)
         else:
             (_prove_overlay if overlay else _prove_venv)(session, name)
 
@@ -202,20 +214,30 @@ def _warm(session: nox.Session, name: str) -> None:
     session.run("refgrid", *told, env=_caches(session, name))
 
 
+def _soak(session: nox.Session, name: str) -> None:
+    """As cases run, but over fresh seeds, and with a report of its own."""
+    _install(session, name)
+    _audit(session, name)
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name)}
+    asked = ["run-soak", *OWN_PLUGINS, *_arguments(session, name)]
+    session.run("refgrid", *asked, env=alone, interrupt_timeout=ACCOUNTING_TIME)
+
+
 def _prove_overlay(session: nox.Session, name: str) -> None:
-    """The product over the machine's own torch."""
-    _run_overlay(session, name, "pytest", *OWN_PLUGINS, *_arguments(session, name))
+    """The product, or its soak, over the machine's own torch."""
+    program = ["refgrid", "run-soak"] if SOAK in session.posargs else ["pytest"]
+    _run_overlay(session, name, *program, *OWN_PLUGINS, *_arguments(session, name))
 
 
-def _run_overlay(session: nox.Session, name: str, module: str, *told: str) -> None:
-    """Over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
+def _run_overlay(session: nox.Session, name: str, *module: str) -> None:
+    """Run a module over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
         session.error(f"{wheelhouse}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {name}")
     overlay, site = ["python3", "src/refgrid/overlays/overlay.py"], Path(session.cache_dir, "overlays", name)
     laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
     session.run(*overlay, "lay", *laid, external=True)
-    run = [*overlay, "run", f"--target={site}", "--checkout=.", "--", "python3", "-m", module, *told]
+    run = [*overlay, "run", f"--target={site}", "--checkout=.", "--", "python3", "-m", *module]
     session.run(*run, external=True, interrupt_timeout=ACCOUNTING_TIME)
 
 
@@ -280,7 +302,8 @@ def _arguments(session: nox.Session, name: str, *options: str) -> list[str]:
     device = "cpu" if "cuda" not in ENVIRONMENTS[name] else _device(session)
     sizes = ["-n2", "--test-sizes=small", "--memory=2GiB"] if device == "cpu" else ["-nauto"]
     files = [] if any(".py" in argument for argument in session.posargs) else ["tests/references"]
-    return [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *session.posargs]
+    asked = [argument for argument in session.posargs if argument != SOAK]
+    return [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *asked]
 
 
 def _device(session: nox.Session) -> str:

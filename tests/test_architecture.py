@@ -20,6 +20,7 @@ TENSOR_MODULES = {
     "compare.py",
     "chosen.py",
     "draws.py",
+    "likelihood.py",
     "forms.py",
     "workbench.py",
     "proof.py",

@@ -30,6 +30,17 @@ def test_each_workload_is_held_against_every_source(
     ]
 
 
+def test_seeds_multiply_cases_whose_names_stay(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> None:
+    write_definition(double, 2)
+    write_definition("{", name="broken")
+    once = _ids(tmp_path, {"double": ["torch"]})
+    cases = plan(load_dataset(tmp_path), {"double": ["torch"]}, Selection(seeds=range(3)))
+
+    assert [case.id for case in cases] == [*once, *(f"{name}-seed{seed}" for seed in (1, 2) for name in once)]
+    assert [case.name for case in cases] == once * 3
+    assert len({case.id for case in cases}) == len(cases)
+
+
 def test_one_source_has_nobody_to_agree_with(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> None:
     write_definition(double, 2)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import pytest
 import torch
 
-from refgrid.proving import draws as module
+from refgrid.proving import likelihood
 from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison
-from refgrid.proving.draws import compare_draws, draws_for
+from refgrid.proving.draws import DrawsComparison, compare_draws, draws_for
 from refgrid.proving.tolerance import EXACT, Tolerance
 
 Tensor: TypeAlias = torch.Tensor
@@ -52,7 +53,9 @@ def test_one_draw_outside_the_support_is_a_mismatch_that_names_it() -> None:
     assert not found.matches
     assert (found.worst[0].index, found.worst[0].actual, found.worst[0].expected) == ((0, 4), 0.01, 0)
     assert (found.headroom, found.count) == (math.inf, 400)
-    assert found.describe().startswith("samples is token 4 in 0.01 of the draws of row 0 but should be in 0 (400 draws")
+    assert found.describe().startswith(
+        "samples is token 4 in 0.01 of the draws of row 0 but should be in 0 (100 draws of 4 rows, evidence inf of"
+    )
 
 
 @pytest.mark.parametrize("token", [-1, 6, 2**62, -(2**62)])
@@ -84,6 +87,10 @@ def test_a_row_of_one_outcome_is_exact() -> None:
 # ---- false alarms
 
 
+def nats(draws: Tensor, law: Tensor) -> float:
+    return likelihood.mixed(likelihood.evidence_of_law(likelihood.tally(draws), likelihood.right_law(law)))
+
+
 def every_draw(law: Tensor, n: int) -> list[tuple[Tensor, float]]:
     """All outcomes [n, rows] of n draws of each row, and their probabilities."""
     rows, outcomes = law.shape
@@ -98,7 +105,7 @@ def every_draw(law: Tensor, n: int) -> list[tuple[Tensor, float]]:
 def test_the_evidence_against_a_law_is_1_on_average_exactly(law: Tensor, n: int) -> None:
     mean = 0.0
     for actual, p in every_draw(law, n):
-        mean += p * math.exp(module._log_mean(module._evidence_of_law(module._tally(actual), law)))
+        mean += p * math.exp(nats(actual, law))
 
     assert mean == pytest.approx(1, abs=1e-9)
 
@@ -108,32 +115,81 @@ def test_the_evidence_against_a_law_is_1_on_average_exactly(law: Tensor, n: int)
 def test_the_evidence_against_draws_is_at_most_1_on_average(law: Tensor, n: int, mine: int) -> None:
     mean = 0.0
     for both, p in every_draw(law, n):
-        mean += p * math.exp(module._log_mean(module._evidence_of_draws(module._tally(both[:mine], both[mine:]))))
+        mean += p * math.exp(likelihood.mixed(likelihood.evidence_of_draws(likelihood.tally(both[:mine], both[mine:]))))
 
     assert 0.5 < mean <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("against", ["law", "draws"])
-def test_no_false_alarm_in_2000_cases(against: str) -> None:
-    """At the stated rate one would be seen with probability 0.002; a bound of 20 may be passed in 1 case of 20."""
-    zipf = law_of([1 / r for r in range(1, 201)], [1.0] * 200, [50.0 - i for i in range(50)] + [0.0] * 150)
-    over_20 = 0
-    for seed in range(2000):
-        n = (16, 65, 250)[seed % 3]
-        expected = zipf if against == "law" else drawn(zipf, 100, seed=10_000 + seed)
-        found = held(drawn(zipf, n, seed), expected)
-        assert found.matches, f"seed {seed}: {found.describe()}"
-        over_20 += found.headroom > math.log(20) / -math.log(module.RATE)
+ZIPF = law_of([1 / r for r in range(1, 201)])
+FLAT = law_of([1.0] * 50)
+NULLS = 10_000
 
-    assert over_20 <= 100
+
+def evidence_of_cases(law: Tensor, draws: Tensor, others: Tensor | None = None) -> Tensor:
+    """The evidence, in nats, of as many cases of one row as there are columns: law [1, outcomes], draws [n, cases]."""
+    if others is None:
+        one, cases = likelihood.right_law(law), draws.shape[1]
+        of_row = (one.top.expand(cases), one.likeliest.expand(cases))
+        right = likelihood.Right(law.expand(cases, -1), one.tempered.expand(-1, -1, cases), *of_row)
+        found = likelihood.evidence_of_law(likelihood.tally(draws), right)
+    else:
+        found = likelihood.evidence_of_draws(likelihood.tally(draws, others))
+    return found.logsumexp(dim=0) - math.log(len(found))
+
+
+@pytest.mark.parametrize("against", ["law", "draws"])
+@pytest.mark.parametrize("n", [16, 65, 400])
+@pytest.mark.parametrize("law", [STEPS, ZIPF, FLAT, law_of([2, 1]), law_of([1000, 1])], ids=lambda law: str(law.shape))
+def test_no_right_sampler_is_red_in_10000_cases(law: Tensor, n: int, against: str) -> None:
+    """And 1 / evidence is a p-value: below a in a share a of all cases at most, five standard errors allowed."""
+    right = law.expand(NULLS, -1)
+    evidence = evidence_of_cases(law, drawn(right, n), drawn(right, 100, seed=1) if against == "draws" else None)
+
+    assert float(evidence.max()) < likelihood.BOUND
+    for a in (0.5, 0.2, 0.05, 0.01, 0.001):
+        share = float((evidence >= math.log(1 / a)).double().mean())
+        assert share <= a + 5 * math.sqrt(a / NULLS)
+
+
+def wrong_laws(law: Tensor, times: int) -> Iterator[Tensor]:
+    """Each kind of wrong law of the mixture, [times, outcomes]: the same one, or one that is drawn anew."""
+    many, favourite = law.expand(times, -1), torch.zeros_like(law).scatter(1, law.argmax(dim=1, keepdim=True), 1)
+    yield from (many.pow(exponent) for exponent in likelihood._TEMPERED)
+    yield from (many * (1 + (factor - 1) * favourite) for factor in likelihood._FAVOURED)
+    for pseudo in likelihood._DIRICHLET:
+        yield torch._sample_dirichlet((many * pseudo).contiguous(), generator()).clamp(min=1e-300)
+
+
+def test_the_rate_of_false_alarms_is_that_of_importance_sampling() -> None:
+    """The evidence is a ratio of densities: cases drawn from the wrong laws, weighed by 1 / evidence, give the rate of
+    false alarms at any bound, however rare. Where it can be counted the two agree, and it is below every bound.
+    """
+    law, n, times = law_of([4, 3, 2, 1]), 40, 2000
+    wrong = torch.cat([evidence_of_cases(law, drawn(each, n, i)) for i, each in enumerate(wrong_laws(law, times))])
+    right = evidence_of_cases(law, drawn(law.expand(100_000, -1), n))
+
+    for bound in (math.log(2), math.log(20), math.log(1000), likelihood.BOUND):
+        weights = torch.where(wrong >= bound, (-wrong).exp(), 0.0)
+        rate, error = float(weights.mean()), float(weights.std()) / math.sqrt(len(weights))
+        counted = float((right >= bound).double().mean())
+        assert 0 < rate <= math.exp(-bound)
+        assert counted == pytest.approx(rate, abs=5 * (error + math.sqrt(rate / len(right))))
+
+
+@pytest.mark.parametrize("against", ["law", "draws"])
+def test_no_false_alarm_in_500_cases_of_three_rows(against: str) -> None:
+    zipf = law_of([1 / r for r in range(1, 201)], [1.0] * 200, [50.0 - i for i in range(50)] + [0.0] * 150)
+    for seed in range(500):
+        n = (16, 65, 250)[seed % 3]
+        found = held(drawn(zipf, n, seed), zipf if against == "law" else drawn(zipf, 100, seed=10_000 + seed))
+        assert found.matches, f"seed {seed}: {found.describe()}"
 
 
 def test_the_rate_is_what_the_bound_means() -> None:
-    assert module.RATE == 1e-6
-    found = held(torch.zeros(200, 1, dtype=torch.int64), law_of([9, 1]))
-    evidence = module._evidence_of_law(module._tally(torch.zeros(200, 1, dtype=torch.int64)), law_of([9, 1]))
+    assert (likelihood.RATE, likelihood.COMPARISONS) == (1e-6, 4)
+    draws, law = torch.zeros(200, 1, dtype=torch.int64), law_of([9, 1])
 
-    assert found.headroom == pytest.approx(module._log_mean(evidence) / math.log(1e6))
+    assert held(draws, law).headroom == pytest.approx(nats(draws, law) / math.log(4e6))
 
 
 # ---- power
@@ -156,15 +212,15 @@ def share_found(actual: Callable[[int], Tensor], expected: Callable[[int], Tenso
     ("n", "outcomes"), [(100, 2), (16384, 2), (256, 10), (256, 50), (4096, 50), (1024, 1000), (16384, 20000)]
 )
 def test_the_stated_distance_from_a_law_is_found(n: int, outcomes: int) -> None:
-    distance = math.sqrt((15 + 3 * math.sqrt(outcomes)) / n)
+    distance = math.sqrt((17 + 3 * math.sqrt(outcomes)) / n)
     wrong, right = moved(outcomes, distance), moved(outcomes, 0)
 
     assert share_found(lambda seed: drawn(wrong, n, seed), lambda _: right) >= 0.9
 
 
-@pytest.mark.parametrize(("n", "outcomes"), [(150, 2), (16384, 2), (256, 10), (4096, 50), (2048, 1000), (20000, 20000)])
+@pytest.mark.parametrize(("n", "outcomes"), [(160, 2), (16384, 2), (256, 10), (4096, 50), (2048, 1000), (20000, 20000)])
 def test_the_stated_distance_from_the_law_of_draws_is_found(n: int, outcomes: int) -> None:
-    distance = math.sqrt((25 + 7 * math.sqrt(outcomes)) / n)
+    distance = math.sqrt((27 + 7.5 * math.sqrt(outcomes)) / n)
     wrong, right = moved(outcomes, distance), moved(outcomes, 0)
 
     assert share_found(lambda seed: drawn(wrong, n, seed), lambda seed: drawn(right, n, seed)) >= 0.9
@@ -173,7 +229,7 @@ def test_the_stated_distance_from_the_law_of_draws_is_found(n: int, outcomes: in
 @pytest.mark.parametrize(("q", "rows"), [(0.33, 1), (0.1, 1), (0.33, 4), (0.05, 4), (0.02, 8)])
 def test_an_outcome_that_is_never_drawn_is_found(q: float, rows: int) -> None:
     right = law_of([1 - q, q]).expand(rows, 2)
-    n = math.ceil(25 / q / rows)
+    n = math.ceil(27 / q / rows)
 
     assert not held(torch.zeros(n, rows, dtype=torch.int64), right).matches
 
@@ -183,6 +239,84 @@ def test_a_temperature_of_nine_tenths_is_found_and_pooled_over_rows() -> None:
     wrong = right.pow(1 / 0.9)
 
     assert share_found(lambda seed: drawn(wrong, 750, seed), lambda _: right) >= 0.9
+
+
+# ---- power as each comparison tells it
+
+
+def evidence_in(found: Comparison) -> likelihood.Evidence:
+    assert isinstance(found, DrawsComparison)
+    return found.evidence
+
+
+def at_temperature(law: Tensor, temperature: float) -> Tensor:
+    weights = law.pow(1 / temperature)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def favoured(law: Tensor, factor: float) -> Tensor:
+    """The likeliest token of each row so much likelier, and all scaled to 1."""
+    weights = law.scatter(1, law.argmax(dim=1, keepdim=True), law.amax(dim=1, keepdim=True) * factor)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+ALTERNATIVES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "temperature_above": at_temperature,
+    "temperature_below": at_temperature,
+    "likeliest_times": favoured,
+}
+
+
+@pytest.mark.parametrize("alternative", ALTERNATIVES)
+@pytest.mark.parametrize(
+    ("law", "n"),
+    [(ZIPF, 400), (ZIPF, 4000), (MIXED, 2000), (law_of([2.0**-i for i in range(20)]), 1000), (law_of([9, 1]), 3000)],
+    ids=["zipf 400", "zipf 4000", "mixed 2000", "halves 1000", "two 3000"],
+)
+def test_what_a_comparison_says_it_finds_is_found(law: Tensor, n: int, alternative: str) -> None:
+    told = evidence_in(held(drawn(law, n), law))
+    wrong = ALTERNATIVES[alternative](law, told.found[alternative])
+
+    assert told.power == 0.9
+    assert share_found(lambda seed: drawn(wrong, n, seed), lambda _: law) >= told.power
+
+
+def test_few_draws_say_that_they_find_nothing() -> None:
+    for law, n in ((STEPS, 100), (FLAT, 30), (law_of([0, 1, 0]), 10_000)):
+        assert evidence_in(held(drawn(law, n), law)).found == {}
+
+
+def test_more_draws_find_what_is_nearer() -> None:
+    few, many = (evidence_in(held(drawn(ZIPF, n), ZIPF)).found for n in (400, 20_000))
+
+    assert many["temperature_above"] < few["temperature_above"]
+    assert many["temperature_below"] > few["temperature_below"]
+    assert many["likeliest_times"] < few["likeliest_times"]
+
+
+def test_draws_of_a_kernel_say_which_distance_they_find() -> None:
+    told = evidence_in(held(drawn(FLAT, 4096), drawn(FLAT, 5000, seed=1)))
+
+    assert told.draws == (4096, 5000)
+    assert told.found == {"distance": pytest.approx(math.sqrt((27 + 7.5 * math.sqrt(50)) / 4096), abs=1e-4)}
+    assert evidence_in(held(drawn(FLAT, 100), drawn(FLAT, 100, seed=1))).found == {}
+
+
+@pytest.mark.parametrize("percent", [5, 10, 25])
+def test_a_sampler_biased_by_a_few_percent_is_caught_by_so_many_draws(percent: int) -> None:
+    law, factor = law_of([2, 1, 1]), 1 + percent / 100
+    told = ((2**i, likelihood.found_against_law(likelihood.right_law(law), 2**i)) for i in range(6, 22))
+    n = next(n for n, found in told if found.get("likeliest_times") == factor)
+
+    assert share_found(lambda seed: drawn(favoured(law, factor), n, seed), lambda _: law) >= 0.9
+
+
+def test_the_record_carries_what_the_verdict_rests_on() -> None:
+    told = json.loads(json.dumps(held(drawn(ZIPF, 4000), ZIPF).to_dict(), allow_nan=False))["evidence"]
+
+    assert (told["draws"], told["rows"], told["rate"], told["power"]) == ([4000], 1, 1e-6, 0.9)
+    assert told["nats"] < told["bound"] == pytest.approx(math.log(4e6))
+    assert set(told["found"]) == set(ALTERNATIVES)
 
 
 # ---- faults of samplers, at the sizes at which cases are proven
@@ -267,8 +401,8 @@ def test_the_dropped_token_is_the_one_that_is_named() -> None:
 def test_a_match_says_what_it_rests_on() -> None:
     told = held(drawn(STEPS, 100), STEPS).describe()
 
-    assert told.startswith("samples match their law (100 draws, evidence 0")
-    assert told.endswith("of the bound, false alarms below 1e-06)")
+    assert told.startswith("samples match their law (100 draws of 1 rows, evidence -0.")
+    assert told.endswith(" of 15.2 nats, false alarms below 1e-06 a case)")
 
 
 def test_it_survives_a_record() -> None:

@@ -102,6 +102,39 @@ def test_sources_agree_whether_they_give_laws_or_tokens(proves: Any) -> None:
         proves("agreement", one=law, two=lambda probs: kernel(probs.pow(0.8)))
 
 
+def test_a_kernel_is_held_to_a_law_though_another_kernel_comes_first(proves: Any) -> None:
+    """One draw in 10,000 that is impossible is no matter between two kernels; a law knows it."""
+
+    def slips(probs: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.rand(len(probs)) < 1e-4, 7, kernel(probs))
+
+    proves("agreement", one=kernel, two=slips)
+    with pytest.raises(Finding, match=r"samples is token 7 in .* but should be in 0 .* slips against"):
+        proves("agreement", one=kernel, slips=slips, law=law)
+
+
+@pytest.mark.parametrize("rare", [1e-9, 1e-7])
+def test_two_laws_that_allow_different_tokens_differ_however_rare(rare: float) -> None:
+    """Less than the table's atol; a filter that drops the tail of a vocabulary drops such tokens."""
+    full = torch.tensor([[0.5, 0.5 - rare, rare]], dtype=torch.float64)
+    cut = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    near = torch.tensor([[0.5, 0.5, rare * 1.01]], dtype=torch.float64)
+    table = Tolerance(1e-5, 1e-5)
+
+    for actual, expected in ((full, cut), (cut, full), (near, full)):
+        found = forms.compare_in_form(OP, "samples", actual, expected, table)
+        assert not found.matches
+        assert found.worst[0].index == (0, 2)
+    assert forms.compare_in_form(OP, "samples", full, full * (1 + 1e-6), table).matches
+
+
+def test_two_laws_are_held_to_the_table_besides() -> None:
+    """A thousandth of a likely token is within what a law can be computed to, but not within the table."""
+    one, two = torch.tensor([[0.6, 0.4]]), torch.tensor([[0.6003, 0.3997]])
+
+    assert not forms.compare_in_form(OP, "samples", one, two, Tolerance(1e-5, 1e-5)).matches
+
+
 def test_the_same_seed_gives_the_same_tokens_and_a_wild_one_is_noticed(proves: Any, dice: Path) -> None:
     proves("determinism", truth=law)
 

@@ -85,9 +85,9 @@ class Checkout:
         import truths  # type: ignore[import-not-found]
 
         dataset, sources = load_dataset(self.root), Sources((truths,))
-        cases = plan(dataset, {"double": sources.serving("double")}, Selection(seed=self.seed))
+        cases = plan(dataset, {"double": sources.serving("double")}, Selection(seeds=(self.seed,)))
         expected = load_expected(self.root / "ci" / "expected_failures.toml", GPU.name)
-        return Keys(dataset, sources, expected, self.machine), {case.id: case for case in cases}
+        return Keys(dataset, sources, expected, self.machine), {case.name: case for case in cases}
 
 
 @pytest.fixture

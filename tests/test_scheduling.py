@@ -55,11 +55,12 @@ class Worker:
 class Simulation:
     """A run of all cases on so many workers; `seconds` says what each takes, which the scheduler has recorded."""
 
-    def __init__(self, cases: list[Case], seconds: dict[str, float], workers: int) -> None:
+    def __init__(self, cases: list[Case], seconds: dict[str, float], workers: int, *, is_soak: bool = False) -> None:
         self.cases, self.seconds, self.now = cases, seconds, 0.0
         self.entries: dict[str, Entry] = {}
         self.given_up: list[str] = []
-        grid = SimpleNamespace(case_at={each.id: each for each in cases}.get, results=None, journals=None, dataset=None)
+        found = {each.id: each for each in cases}.get
+        grid = SimpleNamespace(case_at=found, results=None, journals=None, dataset=None, is_soak=is_soak)
         hook = SimpleNamespace(pytest_collectreport=lambda report: self.rejected.append(report.longrepr))
         options = {"maxschedchunk": None, "--case-timeout": 600}
         config = SimpleNamespace(
@@ -161,6 +162,15 @@ class TestScheduler:
         simulation.scheduler._bytes_of = lambda case: 0.0  # type: ignore[method-assign]  # noqa: ARG005 - its name
 
         assert simulation.run() > 1.5 * in_order
+
+    def test_a_soak_keeps_the_given_order_however_long_a_unit_takes(self) -> None:
+        cases, seconds = grid_of_cases(40)
+        soak, ordinary = (Simulation(cases, seconds, 1, is_soak=is_soak) for is_soak in (True, False))
+        for simulation in (soak, ordinary):
+            simulation.run()
+
+        assert soak.ran["gw0"] == list(range(len(cases)))
+        assert ordinary.ran["gw0"] != soak.ran["gw0"]
 
     @pytest.mark.parametrize("workers", [1, 2, 5, 16])
     def test_a_unit_stays_with_one_worker_in_its_order(self, workers: int) -> None:
@@ -279,7 +289,7 @@ class TestDeaths:
 
     def test_an_item_that_is_no_case_is_blamed_as_xdist_does(self) -> None:
         simulation = Simulation(*grid_of_cases(2), 1)
-        simulation.scheduler._grid = cast(Any, SimpleNamespace(case_at=lambda _: None))
+        simulation.scheduler._grid = cast(Any, SimpleNamespace(case_at=lambda _: None, is_soak=False))
         simulation.collect(simulation.workers[0])
 
         assert simulation.die(simulation.workers[0]) == simulation.cases[0].id

@@ -21,6 +21,7 @@ from refgrid.commands.due import due, explain
 from refgrid.commands.environments import check_environments, lock, record_failure
 from refgrid.commands.keep import keep
 from refgrid.commands.scaling import scaling
+from refgrid.commands.soak import run_soak, soak
 from refgrid.commands.warm import warm
 from refgrid.dataset.case import SIZES, Selection, Size, parse_sizes, plan
 from refgrid.dataset.definition import DataSet, Definition, DefinitionError, load_dataset
@@ -179,6 +180,8 @@ main.add_command(due)
 main.add_command(explain)
 main.add_command(here)
 main.add_command(run)
+main.add_command(run_soak)
+main.add_command(soak)
 main.add_command(warm)
 
 

@@ -113,7 +113,10 @@ def _stands(found: Mapping[str, Evidence], memory: float) -> dict[str, Evidence]
 def _measured(
     files: Iterable[Path], wanted: Collection[bytes] | None = None, tolerance: bytes = b""
 ) -> Iterator[Evidence]:
-    """Outcomes that were measured and have a key: one of those wanted, or of another tolerance; all where none is."""
+    """Outcomes that were measured and have a key: one of those wanted, or of another tolerance; all where none is.
+
+    Those of a soak are none.
+    """
     for file in files:
         header: Mapping[str, Any] = {}
         for line in _lines(file):
@@ -121,7 +124,7 @@ def _measured(
                 header = _parsed(line)
             elif _may_be_wanted(line, wanted, tolerance):
                 outcome = _parsed(line)
-                if header and outcome.get("type") == "outcome" and not _had_no_turn(outcome):
+                if header and outcome.get("type") == "outcome" and not (header.get("soak") or _had_no_turn(outcome)):
                     yield _evidence(outcome, header)
 
 

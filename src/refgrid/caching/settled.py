@@ -201,9 +201,10 @@ class Settled:
     def offer(self) -> Offer:
         """What is known before anything is collected.
 
-        In a project without a data set nothing is settled; what is wrong with one is said by whoever needs it.
+        In a project without a data set nothing is settled; what is wrong with one is said by whoever needs it. A soak
+        runs all that it plans, every time.
         """
-        if not (self._grid.root / "definitions").is_dir() or self._config.option.collectonly:
+        if not (self._grid.root / "definitions").is_dir() or self._config.option.collectonly or self._grid.is_soak:
             return Offer()
         try:
             return self._made_offer()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, cast, get_args
 
@@ -46,6 +46,11 @@ class Case:
     @cached_property
     def id(self) -> str:
         """The case's name everywhere: in pytest, in records and in messages."""
+        return f"{self.name}-seed{self.seed}" if self.seed else self.name
+
+    @cached_property
+    def name(self) -> str:
+        """What cases that differ in their seed alone have in common: the id of the one of seed 0."""
         name = f"{self.definition}~twin" if self.twin else self.definition
         return "-".join(part for part in (name, self.workload, self.source or self.check) if part)
 
@@ -57,12 +62,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of a data set to plan; empty means all. `load` names each illegal value beside the legal ones."""
+    """Which part of a data set to plan, over which seeds; empty means all, but for seeds.
+
+    `load` names each illegal value beside the legal ones.
+    """
 
     op_types: tuple[str, ...] = ()
     definitions: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = SIZES
-    seed: int = 0
+    seeds: Sequence[int] = (0,)
 
     def check(self, dataset: DataSet) -> None:
         """Raise ValueError for a name that the data set does not have."""
@@ -73,17 +81,17 @@ class Selection:
 
 
 def plan(dataset: DataSet, sources: Mapping[str, Collection[str]], selection: Selection) -> list[Case]:
-    """Every case of the selection, sorted by definition; `sources` maps each op to the names that serve it.
+    """Every case of the selection, sorted by seed and definition; `sources` maps each op to the names that serve it.
 
     A broken file, and a definition without a workload, is a case of its own that can only end in `error`.
     """
     selection.check(dataset)
-    cases: list[Case] = []
+    once: list[Case] = []
     for name in sorted({*dataset.definitions, *(error.name for error in dataset.broken)}):
         if selection.definitions and name not in selection.definitions:
             continue
-        cases.extend(case for case in _cases(dataset, name, sources, selection) if _selected(case, selection))
-    return cases
+        once.extend(case for case in _cases(dataset, name, sources) if _selected(case, selection))
+    return [replace(case, seed=seed) if seed else case for seed in selection.seeds for case in once]
 
 
 def definition_of(dataset: DataSet, case: Case) -> Definition:
@@ -114,11 +122,11 @@ def size_of(definition: Definition, workload: Workload) -> Size:
     return next(size for size in SIZES if total <= max(_LIMITS[size], _UNITS[size] * unit))
 
 
-def _cases(dataset: DataSet, name: str, sources: Mapping[str, Collection[str]], selection: Selection) -> Iterator[Case]:
+def _cases(dataset: DataSet, name: str, sources: Mapping[str, Collection[str]]) -> Iterator[Case]:
     definition = dataset.definitions.get(name)
     if definition is None or not dataset.workloads[name]:
         op_type = definition.op_type if definition else _op_type_of_broken(dataset, name)
-        yield Case(name, op_type, op_type, "", "definition", seed=selection.seed)
+        yield Case(name, op_type, op_type, "", "definition")
         return
     op = op_of(definition, sources)
     held = tuple(_held_against(tuple(sources.get(op, ()))))
@@ -126,12 +134,12 @@ def _cases(dataset: DataSet, name: str, sources: Mapping[str, Collection[str]], 
         twins = tuple(_twins(definition, dataset.workloads[name]))
     except DefinitionError:  # no smaller constants obey the constraints: said by a case of its own
         twins = ()
-        yield Case(name, definition.op_type, op, "", "definition", seed=selection.seed)
+        yield Case(name, definition.op_type, op, "", "definition")
     for one, twin in ((definition, ""), *twins):
         for workload in dataset.workloads[name]:
             size = size_of(one, workload)
             for check, source in held:
-                yield Case(name, definition.op_type, op, workload.uuid, check, source, size, selection.seed, twin)
+                yield Case(name, definition.op_type, op, workload.uuid, check, source, size, twin=twin)
 
 
 def _twins(definition: Definition, workloads: Iterable[Workload]) -> Iterator[tuple[Definition, str]]:

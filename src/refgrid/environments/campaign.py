@@ -65,9 +65,9 @@ class Campaign:
             yield f"{each.spec.name}: nox -s {each.session} ended with {status} and recorded nothing"
 
 
-def start_and_wait(command: Sequence[str]) -> int:
-    """Run it outside this virtual environment. On Ctrl-C it gets the time to account for its cases."""
-    process = subprocess.Popen(command, env=outside_variables())
+def start_and_wait(command: Sequence[str], *, outside: bool = True) -> int:
+    """Run it, outside this virtual environment or in it. On Ctrl-C it gets the time to account for its cases."""
+    process = subprocess.Popen(command, env=outside_variables() if outside else None)
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -98,12 +98,13 @@ class Comparison:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
         """The inverse of to_dict, up to its rounding."""
-        fields = {name: _number(value) for name, value in data.items() if name not in ("output", "worst")}
+        known = {each.name for each in fields(Comparison)} - {"output", "worst"}  # a kind of its own may tell more
+        numbers = {name: _number(value) for name, value in data.items() if name in known}
         worst = tuple(
             Location(tuple(row["index"]), *(_number(row[name]) for name in ("actual", "expected", "error")))
             for row in data["worst"]
         )
-        return cls(output=data["output"], worst=worst, **fields)
+        return cls(output=data["output"], worst=worst, **numbers)
 
 
 def compare(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Comparison:

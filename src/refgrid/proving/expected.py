@@ -1,7 +1,7 @@
 """Failures that are known, with reason and link, from `ci/expected_failures.toml`; each entry must still be true.
 
 [[expected]]
-cases = ["gqa_paged_decode_*-edge_*-flashinfer"]   # globs over case ids
+cases = ["gqa_paged_decode_*-edge_*-flashinfer"]   # globs over the names of cases: their ids, but of every seed
 environment = "cu130*"                             # a glob over environment names
 verdict = "mismatch"
 reason = "lse of an empty sequence is finite"
@@ -40,8 +40,8 @@ class _Entry(BaseModel):
     reason: Annotated[str, Field(min_length=10)]
     link: Annotated[str, Field(pattern=r"^https://")]
 
-    def covers(self, case_id: str) -> bool:
-        return any(fnmatchcase(case_id, pattern) for pattern in self.cases)
+    def covers(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.cases)
 
 
 class _File(BaseModel):
@@ -57,17 +57,17 @@ class ExpectedFailures:
     file: Path
     entries: tuple[_Entry, ...] = ()
 
-    def check(self, case_ids: Iterable[str]) -> None:
+    def check(self, names: Iterable[str]) -> None:
         """Raise ExpectedError for an entry that covers none of all the cases there are."""
-        known = list(case_ids)
+        known = list(names)
         for pattern in (pattern for entry in self.entries for pattern in entry.cases):
-            if not any(fnmatchcase(case_id, pattern) for case_id in known):
+            if not any(fnmatchcase(name, pattern) for name in known):
                 raise ExpectedError(f"{self.file}: {pattern!r} matches no case; remove or correct it")
 
-    def revise(self, case_id: str, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
+    def revise(self, name: str, verdict: Verdict, reason: str) -> tuple[Verdict, str]:
         """An expected failure becomes `expected`; one that has become a match becomes an `error`."""
         for entry in self.entries:
-            if entry.covers(case_id):
+            if entry.covers(name):
                 if verdict is entry.verdict:
                     return Verdict.EXPECTED, f"{entry.reason} ({entry.link}): {reason}"
                 if verdict is Verdict.MATCH:

@@ -12,7 +12,7 @@ from refgrid.dataset.definition import DataSet
 from refgrid.dataset.smaller import twin_of
 from refgrid.proving.compare import Comparison
 from refgrid.proving.finding import Finding, judge
-from refgrid.proving.forms import compare_in_form, form_of
+from refgrid.proving.forms import compare_in_form, form_of, is_law
 from refgrid.proving.tolerance import Tolerance, looser, tolerance_for
 from refgrid.proving.workbench import Laid, Tensors, Workbench, demand_dtypes, demand_shapes, same_bits
 from refgrid.records.record import Verdict
@@ -118,7 +118,7 @@ class Prover:
             why = "; ".join(f"{name}: {reason}" for name, (_, reason) in absent.items())
             worst = min((verdict for verdict, _ in absent.values()), key=list(Verdict).index)
             raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
-        first, *others = truths
+        first, *others = sorted(truths, key=lambda name: not _gives_law(case.op, truths[name]))
         comparisons: list[Comparison] = []
         with self._bench.timed("compare"):
             for other in others:
@@ -166,6 +166,11 @@ class Prover:
         if not found:
             raise Finding(Verdict.ERROR, f"nothing to compare: {list(actual)} and {list(expected)} share no output")
         return tuple(found)
+
+
+def _gives_law(op: str, truth: Tensors) -> bool:
+    """Whether a source tells what is possible: draws of two kernels alone would let an impossible one pass."""
+    return any(is_law(op, name, tensor) for name, tensor in truth.items())
 
 
 def _demand_match(comparisons: tuple[Comparison, ...], where: str) -> None:

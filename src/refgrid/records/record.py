@@ -88,7 +88,9 @@ class Outcome:
 class Header:
     """The first line of a run: where it ran, every case it owes, and what the audit found before the first.
 
-    `parts` are those of the keys of all its cases, see refgrid.caching.key.
+    `parts` are those of the keys of all its cases, see refgrid.caching.key. A `soak` looks for false alarms over fresh
+    seeds: it is no evidence for the matrix, and no other run takes an outcome from it. `command` is how pytest was
+    called.
     """
 
     run: str
@@ -98,6 +100,8 @@ class Header:
     planned: tuple[Case, ...]
     findings: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
+    soak: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)

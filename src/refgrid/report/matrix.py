@@ -65,11 +65,11 @@ class Matrix:
 def build(
     runs: Sequence[Run], declared: Mapping[str, str] | None = None, published: Mapping[str, str] | None = None
 ) -> Matrix:
-    """The matrix of all runs.
+    """The matrix of all runs but soaks, which are no evidence.
 
     `declared` maps environments to why they may have no record here, `published` definitions to their op_types.
     """
-    found = columns(runs, declared or {})
+    found = columns([run for run in runs if not run.header.soak], declared or {})
     return Matrix(found, rows(found), definition_rows(found, published or {}), reasons(found))
 
 

@@ -17,12 +17,14 @@ from refgrid.dataset.generate import definitions_with_tests
 from refgrid.proving.expected import ExpectedError, ExpectedFailures, load_expected
 from refgrid.running.controller import chosen_device
 from refgrid.running.devices import is_fake
+from refgrid.running.units import spread
 from refgrid.running.worker import share_cores
 from refgrid.sources import Sources
 
 if TYPE_CHECKING:
     from refgrid.proving.proof import Prover
 
+SOAKS = Path("soak")  # folder of their records
 _DEFAULT_SIZES = ("small", "medium")
 
 
@@ -54,7 +56,7 @@ class Grid:
     def cases(self) -> dict[str, Case]:
         """Every case that the options select, by id; raises UsageError naming the legal values."""
         option = self._config.getoption
-        selection = Selection(tuple(option("--op-type")), tuple(option("--definition-name")), SIZES, option("--seed"))
+        selection = Selection(tuple(option("--op-type")), tuple(option("--definition-name")), SIZES, self.seeds)
         serving = {op: self.sources.serving(op) for op in self.sources.ops}
         try:
             return {case.id: case for case in plan(self.dataset, serving, selection)}
@@ -72,7 +74,8 @@ class Grid:
     @cached_property
     def order(self) -> dict[str, int]:
         """The place of each case: cases of one workload stand together and share its inputs."""
-        return {case_id: place for place, case_id in enumerate(self.cases)}
+        cases = sorted(self.cases.values(), key=spread) if self.is_soak else self.cases.values()
+        return {case.id: place for place, case in enumerate(cases)}
 
     @cached_property
     def expected(self) -> ExpectedFailures:
@@ -81,7 +84,7 @@ class Grid:
         try:
             found = load_expected(self.root / "ci" / "expected_failures.toml", option("--environment"))
             if not option("--op-type") and not option("--definition-name"):
-                found.check(self.cases)
+                found.check({case.name for case in self.cases.values()})
         except ExpectedError as error:
             raise pytest.UsageError(str(error)) from error
         return found
@@ -97,9 +100,21 @@ class Grid:
         return "cuda" if self.leases and not is_fake() else "cpu"
 
     @property
+    def is_soak(self) -> bool:
+        """Whether the run looks for false alarms over fresh seeds, and is no evidence for the matrix."""
+        return self._config.getoption("--seeds") is not None
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of every case."""
+        first = cast(int, self._config.getoption("--seed"))
+        return range(first, first + (self._config.getoption("--seeds") or 1))
+
+    @property
     def results(self) -> Path:
-        """The folder of the records."""
-        return self._config.getoption("--results") or self._config.rootpath / "results" / "local"
+        """The folder of the records; those of a soak stand apart, as nobody who looks for evidence should read them."""
+        place = SOAKS if self.is_soak else Path("results", "local")
+        return self._config.getoption("--results") or self._config.rootpath / place
 
     @cached_property
     def journals(self) -> Path:

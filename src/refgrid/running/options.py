@@ -34,14 +34,21 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="20m",
         help="when it is spent, cases that have not begun are not-run",
     )
-    add("--seed", type=int, default=0, help="seed of all inputs (default: 0)")
+    add("--seed", type=_whole("--seed", 0), default=0, metavar="S", help="seed of all inputs (default: 0)")
+    add("--seeds", type=_whole("--seeds", 1), metavar="N", help="soak: every case over N seeds from --seed on")
     add("--no-cache", action="store_true", help="run also what is unchanged since a match")
     add("--resume", action="store_true", default=True, help="go on with a run that was left before its end (default)")
     add("--no-resume", dest="resume", action="store_false", help="begin a new run")
     add("--explain", action="store_true", help="say of every case why it was run or not, and what its key is made of")
     add("--results", type=Path, metavar="DIR", help="folder of the records (default: results/local)")
     add("--case-timeout", type=_duration("--case-timeout"), default=600, metavar="10m", help="then a case hangs (10m)")
-    add("--workers-per-gpu", type=_count, default=1, metavar="N", help="so many leases on each GPU (default: 1)")
+    add(
+        "--workers-per-gpu",
+        type=_whole("--workers-per-gpu", 1),
+        default=1,
+        metavar="N",
+        help="so many leases on each GPU (default: 1)",
+    )
     add(
         "--lease-timeout", type=_duration("--lease-timeout"), default=1800, metavar="30m", help="longest wait for a GPU"
     )
@@ -83,10 +90,13 @@ def _duration(option: str) -> Callable[[str], int]:
     return parse
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise pytest.UsageError(f"--workers-per-gpu {text!r} should be a whole number from 1")
-    return int(text)
+def _whole(option: str, least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise pytest.UsageError(f"{option} {text!r} should be a whole number from {least}")
+        return int(text)
+
+    return parse
 
 
 def _lease_folder() -> Path:

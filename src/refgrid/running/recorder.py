@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import shutil
 import sys
 import uuid
@@ -169,7 +170,9 @@ class Recorder:
             self.late_findings += [each for each in self._findings if each not in left.run.header.findings]
             return Ledger.resumed(left.run, left.file)
         environment, parts = self._settled.environment, self._settled.keys.run_parts
-        header = Header(uuid.uuid4().hex[:12], now(), version("refgrid"), environment, planned, self._findings, parts)
+        told = (uuid.uuid4().hex[:12], now(), version("refgrid"), environment, planned, self._findings, parts)
+        command = shlex.join(["pytest", *map(str, self._config.invocation_params.args)])
+        header = Header(*told, soak=self._grid.is_soak, command=command)
         return Ledger(self._grid.results / f"{file_name(header)}.jsonl", header)
 
     def _close(self, outcome: Outcome) -> None:

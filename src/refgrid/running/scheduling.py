@@ -109,8 +109,12 @@ class LongestFirst(LoadScheduling):
         cases = [self._grid.case_at(nodeid) for nodeid in collection]
         self._unit_at = [unit_of(case) if case else nodeid for case, nodeid in zip(cases, collection, strict=True)]
         self._split = len(set(self._unit_at)) < self.numnodes
-        seconds = estimates([case for case in cases if case], self._known_seconds(), self._bytes_of)
-        self.pending[:] = longest_first(self._unit_at, [seconds[case.id] if case else 0.0 for case in cases])
+        seconds = self._seconds([case for case in cases if case])
+        self.pending[:] = longest_first(self._unit_at, [seconds.get(case.id, 0.0) if case else 0.0 for case in cases])
+
+    def _seconds(self, cases: Sequence[Case]) -> Mapping[str, float]:
+        """What each case will take; a soak keeps its own order, for which none does."""
+        return {} if self._grid.is_soak else estimates(cases, self._known_seconds(), self._bytes_of)
 
     def _portion(self) -> int:
         """Items to hand out: a unit; where there are fewer units than workers, a part of one, later ones smaller."""

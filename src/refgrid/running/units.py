@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from refgrid.dataset.case import Case, definition_of
 from refgrid.dataset.definition import DataSet
 from refgrid.dataset.memory import bytes_needed
@@ -12,6 +14,14 @@ Unit = tuple[str, str, str, int]
 def unit_of(case: Case) -> Unit:
     """The unit that a case belongs to."""
     return case.definition, case.twin, case.workload, case.seed
+
+
+def spread(case: Case) -> tuple[int, int, str, str]:
+    """A place in the order of a soak: seed by seed, and within one the definitions shuffled.
+
+    However soon time is spent, no family was left out for another. The order of a definition's own cases stays.
+    """
+    return case.seed, zlib.crc32(f"{case.seed}/{case.definition}{case.twin}".encode()), case.definition, case.twin
 
 
 def bytes_of(dataset: DataSet, case: Case) -> float:

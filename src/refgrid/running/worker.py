@@ -205,7 +205,7 @@ class Worker:
         assert case is not None
         before = f"{outcome['verdict']}: {outcome['reason']}".rstrip(": ")
         reason = f"the CUDA context is lost after it: {self._fault} ({before})"
-        verdict, reason = self._grid.expected.revise(case.id, Verdict.CRASH, reason)
+        verdict, reason = self._grid.expected.revise(case.name, Verdict.CRASH, reason)
         outcome.update(verdict=verdict.value, reason=reason)
         colour(report, item, verdict, reason)
 
