@@ -23,6 +23,8 @@ TENSOR_MODULES = {
     "forms.py",
     "workbench.py",
     "proof.py",
+    "baseline.py",
+    "judging.py",
     *(file.name for file in (ROOT / "src/refgrid/proving/inputs").glob("*.py")),
 }
 
@@ -99,6 +101,7 @@ PARTS: dict[str, set[str]] = {
     "report": {"dataset", "environments", "records"},
     "overlays": {"environments"},
     "warming": {"dataset"},
+    "mutants": {"dataset", "proving", "records", "report"},
 }
 
 
