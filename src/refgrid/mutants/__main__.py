@@ -58,7 +58,7 @@ def main(
 
 def _report(root: Path, only: Sequence[str], test_sizes: str, processes: int, device: str) -> Report:
     from refgrid.dataset.definition import load_dataset  # with torch, once the options are known to be right
-    from refgrid.mutants.baseline import BASELINES
+    from refgrid.mutants.baseline import CHECKS
     from refgrid.mutants.running import chosen, demand_plantable, self_tests, tasks
 
     wanted = parse_sizes(test_sizes)
@@ -69,7 +69,7 @@ def _report(root: Path, only: Sequence[str], test_sizes: str, processes: int, de
     told = _with_progress(todo, processes)
     found = [(task.workload, each) for task, each in told]
     judged = rows(here, found, self_tests(data, here))
-    return Report(judged, tuple(elsewhere), tuple(BASELINES), wanted, _environment())
+    return Report(judged, tuple(elsewhere), CHECKS, wanted, _environment())
 
 
 def _with_progress(todo: Sequence[Task], processes: int) -> list[tuple[Task, Told]]:

@@ -1,12 +1,14 @@
 """The checks of the documents that this suite began with, on the same outputs: the baseline of fault injection.
 
 They hold all ops to fixed tolerances. Each is as its document's test template has it, with the tests for shape, dtype
-and determinism that all of them ask for. None has a check for random samples.
+and determinism that all of them ask for. None has a check for random samples. And their inputs are plain: pages in
+order, sequences of one length, every page full, nothing poisoned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -51,16 +53,48 @@ BASELINES: Mapping[str, Passes] = {
     "documents 2 and 3": test_template,
     "their guideline": guideline,
 }
+# test_correctness once more, as it stands: on the documents' own inputs.
+OWN_INPUTS = "documents 2 and 3, their inputs"
+CHECKS = (*BASELINES, OWN_INPUTS)
 
 
-def red(reference: Tensors, again: Tensors, truth: Tensors, definition: Definition) -> dict[str, bool]:
-    """Which of the documents' checks are red; `again` is a second run of the reference.
+def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same sizes as the documents' generators fill them: arange for indices, equal lengths, normal numbers."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return {**inputs, **{name: _plain(name, value, inputs) for name, value in tensors.items()}}
+
+
+def _plain(name: str, value: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+    if name.endswith("indptr") or name == "cu_seqlens":
+        return torch.linspace(0, int(value[-1]), len(value), device=value.device).floor().to(value.dtype)
+    if name == "kv_last_page_len":
+        return torch.full_like(value, inputs["k_cache" if "k_cache" in inputs else "ckv_cache"].shape[1])
+    if name.endswith("indices") or name in ("block_table", "positions"):
+        most = _indexed(name, inputs)
+        return (torch.arange(value.shape[-1], device=value.device) % most).expand_as(value).to(value.dtype).contiguous()
+    if value.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+        return torch.where(value.isfinite(), value, noise)
+    return value.clone()
+
+
+def _indexed(name: str, inputs: Mapping[str, Any]) -> int:
+    """How many of what an index input counts there are."""
+    caches = ("k_cache", "ckv_cache", "k_index_cache_fp8", "cos_sin_cache", "initial_state", "state")
+    cache = next(inputs[each] for each in caches if each in inputs)
+    return int(cache.shape[0] * cache.shape[1]) if name == "sparse_indices" else int(cache.shape[0])
+
+
+def red(
+    reference: Tensors, again: Tensors, truth: Tensors, definition: Definition, checks: Mapping[str, Passes]
+) -> dict[str, bool]:
+    """Which of the checks are red; `again` is a second run of the reference.
 
     A law that the truth gives in place of indices is made into the indices of its largest numbers.
     """
     truth = {name: _indices(tensor, reference[name]) for name, tensor in truth.items() if name in reference}
     unsteady = any(not torch.equal(tensor, again[name]) for name, tensor in reference.items())
-    return {name: unsteady or _fails(passes, reference, truth, definition) for name, passes in BASELINES.items()}
+    return {name: unsteady or _fails(passes, reference, truth, definition) for name, passes in checks.items()}
 
 
 def _fails(passes: Passes, reference: Tensors, truth: Tensors, definition: Definition) -> bool:
@@ -80,10 +114,10 @@ def _shared(reference: Tensors, truth: Tensors) -> list[str]:
 def _within(actual: torch.Tensor, expected: torch.Tensor, definition: Definition, bounds: tuple[float, float]) -> bool:
     actual, expected = actual.float(), expected.float()
     if not _quantised(definition):
-        return torch.allclose(actual, expected, atol=bounds[0], rtol=bounds[1])
+        return bool(torch.allclose(actual, expected, atol=bounds[0], rtol=bounds[1]))
     atol, rtol = QUANTISED
     ok = (actual - expected).abs() <= atol + rtol * expected.abs()
-    return ok.float().mean().item() >= HIT_RATIO
+    return float(ok.float().mean()) >= HIT_RATIO
 
 
 def _quantised(definition: Definition) -> bool:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from refgrid.dataset.definition import Definition
 from refgrid.mutants.table import Mutant
-from refgrid.sources import Adapter, Sources
+from refgrid.sources import Adapter
 
 
 def planted_reference(definition: Definition, mutant: Mutant) -> str:
@@ -31,7 +31,7 @@ def planted_reference(definition: Definition, mutant: Mutant) -> str:
     return _with_function(definition.reference, "run", inputs, [*_lines(mutant.before), *lines])
 
 
-def planted_adapters(definition: Definition, op: str, mutant: Mutant, sources: Sources) -> Mapping[str, Adapter]:
+def planted_adapters(definition: Definition, op: str, mutant: Mutant) -> Mapping[str, Adapter]:
     """The faulty adapter by its source; none for a fault of the reference.
 
     It has not passed the self-test of its provider. Raises MutantError as `planted_reference` does.

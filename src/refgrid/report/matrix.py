@@ -115,6 +115,7 @@ def write_files(matrix: Matrix, folder: Path) -> list[Path]:
 
 
 def replace_file(file: Path, text: str) -> Path:
+    """Write a file whole or not at all; returns it."""
     unfinished = file.with_name(f".{file.name}-{os.getpid()}")
     try:
         unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
