@@ -95,7 +95,13 @@ class Bench:
         `by_documents`: the source documents' checks too.
         """
         side = mutant.where.source if mutant.adapter else ""
-        sound = self._sound.get(side) or self._sound.setdefault(side, self._outputs(side))
+        try:
+            sound = self._sound.get(side) or self._sound.setdefault(side, self._outputs(side))
+        except Exception as error:
+            verdict, reason = judge(error)
+            if verdict.colour != "yellow":
+                raise
+            return Judgement(self.workload, "not-run", reason=f"{side}: {reason}")
         self.plant(mutant)
         try:
             found = self._judged(mutant, side, sound)
@@ -131,9 +137,11 @@ class Bench:
 
     def _checks(self, mutant: Mutant) -> Iterator[tuple[str | None, Check]]:
         """What the case is held against, the mutant's own place first."""
-        own: tuple[str, Check] = (mutant.where.source, "numerics")
-        others = [] if mutant.adapter else [name for name in self.sources.serving(self.op) if name != own[0]]
-        checks: list[tuple[str | None, Check]] = [own, *((name, "numerics") for name in others), (None, "determinism")]
+        own, every = mutant.where.source, self.sources.serving(self.op)
+        checks: list[tuple[str | None, Check]] = [(own, "numerics"), (None, "agreement")]
+        if not mutant.adapter:
+            others = [name for name in every if name != own]
+            checks = [(own, "numerics"), *((name, "numerics") for name in others), (None, "determinism")]
         yield from sorted(checks, key=lambda each: each[1] != mutant.check)
 
     def _outputs(self, side: str) -> Tensors:

@@ -20,7 +20,7 @@ run before the call, and `after` over inputs and outputs. It is planted into the
     told = "lse is off"                # a regular expression that the reason holds at the place's workload
     verdict = "mismatch"               # which the case ends in there; mismatch if it is not said
     also = { prefill = "lse is off" }  # other workloads of the definition at which the tests plant it, and what is told
-    check = "numerics"                 # or determinism
+    check = "numerics"                 # or determinism, or agreement of an adapter with those of other sources
     device = "cpu"                     # or cuda, for adapters of libraries that need a GPU
     equivalent = ""                    # the argument why nothing can be seen of it; it must then be seen nowhere
 """
@@ -76,7 +76,7 @@ class Mutant(BaseModel):
     told: str = ""
     also: dict[str, str] = {}
     verdict: Verdict = Verdict.MISMATCH
-    check: Literal["numerics", "determinism"] = "numerics"
+    check: Literal["numerics", "determinism", "agreement"] = "numerics"
     device: Literal["cpu", "cuda"] = "cpu"
     equivalent: str = ""
     file: str = Field("", exclude=True)
