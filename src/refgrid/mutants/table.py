@@ -85,7 +85,10 @@ class Mutant(BaseModel):
     @field_validator("told")
     @classmethod
     def _is_an_expression(cls, told: str) -> str:
-        re.compile(told)
+        try:
+            re.compile(told)
+        except re.error as error:
+            raise ValueError(f"{told!r} is no regular expression: {error}") from error
         return told
 
     @model_validator(mode="after")

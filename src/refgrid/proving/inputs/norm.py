@@ -1,8 +1,8 @@
 """Inputs of norms: rows of unit variance hide what is added to the mean of squares.
 
-A workload whose uuid says `quiet` has rows of standard deviations from 2**-6 to 2**-14, on both sides of the root of any
-model's eps: there a tenfold eps, or one outside the root, moves the output by a factor. Every other of them is off centre
-by as much, so that a variance is no mean of squares.
+A workload whose uuid says `quiet` has rows of standard deviations from 2**-6 to 2**-14, on both sides of the root of
+any model's eps: there a tenfold eps, or one outside the root, moves the output by a factor. Every other of them is off
+centre by as much, so that a variance is no mean of squares.
 """
 
 from __future__ import annotations
