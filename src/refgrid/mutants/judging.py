@@ -20,7 +20,7 @@ from refgrid.mutants import baseline
 from refgrid.mutants.planting import planted_adapters, planted_reference
 from refgrid.mutants.table import Mutant, Place
 from refgrid.proving.finding import judge
-from refgrid.proving.forms import drawn_outputs
+from refgrid.proving.forms import drawn_outputs, form_of
 from refgrid.proving.proof import Prover
 from refgrid.proving.workbench import Tensors, constants_of, named, same_bits
 from refgrid.sources import Adapter, Sources
@@ -150,7 +150,12 @@ class Bench:
         if side:
             return dict(bench.truth(self._laid, self._case(side, "numerics"), side))
         drawn = {f"{name}, drawn": tensor for name, tensor in bench.drawn(self._laid).items()}
-        return {**bench.reference(self._laid), **drawn}
+        return {**{name: self._ordered(name, each) for name, each in bench.reference(self._laid).items()}, **drawn}
+
+    def _ordered(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Choices, whose order is free, in one order."""
+        form = form_of(self.op, name)
+        return tensor.sort(dim=-1).values if form is not None and not form.drawn else tensor
 
     def _by_documents(self, source: str) -> dict[str, bool]:
         """Their checks on the inputs that are laid, and as they stand, on inputs as plain as theirs."""

@@ -198,5 +198,11 @@ def _plain(row: Row, checks: Sequence[str]) -> dict[str, Any]:
         "fixed": {check: row.caught_by(check) for check in checks},
         **({"equivalent": row.mutant.equivalent} if row.mutant.equivalent else {}),
         **({"self_test": row.self_test} if row.mutant.adapter else {}),
-        "workloads": list(row.judged),
+        "workloads": {one["workload"]: _told(one) for one in row.judged},
     }
+
+
+def _told(judgement: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is to tell, and which of the documents' checks are red."""
+    red = [check for check, found in judgement["fixed"].items() if found]
+    return {name: value for name, value in {**judgement, "fixed": red}.items() if value and name != "workload"}

@@ -33,31 +33,36 @@ class Prover:
     def __init__(self, dataset: DataSet, sources: Sources, device: str, memory: float = math.inf) -> None:
         """`memory` bounds the bytes that a case may take beside what the device has free."""
         self.dataset, self.sources, self.device = dataset, sources, device
-        self.bench = Workbench(dataset, sources, device, memory)
+        self._bench = Workbench(dataset, sources, device, memory)
+
+    @property
+    def bench(self) -> Workbench:
+        """Where it is proven, for who plants faults there."""
+        return self._bench
 
     @property
     def seconds(self) -> Mapping[str, float]:
         """What the last case's parts took."""
-        return self.bench.seconds
+        return self._bench.seconds
 
     @property
     def hashes(self) -> Mapping[str, str]:
         """What went into the last case."""
-        return self.bench.hashes
+        return self._bench.hashes
 
     @property
     def axes(self) -> Mapping[str, int]:
         """Every axis of the last case's definition, as it was run."""
-        return self.bench.axes
+        return self._bench.axes
 
     @property
     def shrunk(self) -> Mapping[str, tuple[int, int]]:
         """From what to what the last case's axes were cut, so that it fits into memory."""
-        return self.bench.shrunk
+        return self._bench.shrunk
 
     def clear(self) -> None:
         """Let go of the memory that the last case's workload takes."""
-        self.bench.clear()
+        self._bench.clear()
 
     def prove(self, case: Case, tolerance: Tolerance | None = None) -> Proof:
         """Check one case; returns what was measured, raises Finding when the case does not match.
@@ -67,7 +72,7 @@ class Prover:
         Raises DefinitionError for a file that cannot be used, an exception with `verdict` and `reason` for a
         source that cannot serve here, and whatever the reference or the library raises.
         """
-        self.bench.begin()
+        self._bench.begin()
         checks: dict[str, Callable[[Case, Tolerance | None], Proof]] = {
             "definition": self._definition,
             "shape": self._shape,
@@ -87,30 +92,32 @@ class Prover:
         raise Finding(Verdict.ERROR, f"{case.definition}: has no workload, so nothing could be proven")
 
     def _shape(self, case: Case, _: Tolerance | None) -> Proof:
-        bench = self.bench.lay(case)
-        demand_shapes("reference", self.bench.reference(bench), bench)
+        bench = self._bench.lay(case)
+        demand_shapes("reference", self._bench.reference(bench), bench)
         return Proof()
 
     def _dtype(self, case: Case, _: Tolerance | None) -> Proof:
-        bench = self.bench.lay(case)
-        demand_dtypes("reference", self.bench.reference(bench), bench)
+        bench = self._bench.lay(case)
+        demand_dtypes("reference", self._bench.reference(bench), bench)
         return Proof()
 
     def _numerics(self, case: Case, tolerance: Tolerance | None) -> Proof:
         if case.source is None:
             raise Finding(Verdict.NO_GROUND_TRUTH, f"no source serves {case.op}")
-        bench = self.bench.lay(case)
-        reference, truth = self.bench.reference(bench), self.bench.truth(bench, case, case.source)
+        bench = self._bench.lay(case)
+        reference, truth = self._bench.reference(bench), self._bench.truth(bench, case, case.source)
         demand_shapes("reference", reference, bench)
         demand_dtypes("reference", reference, bench)
-        with self.bench.timed("compare"):
-            comparisons = self._compare({**reference, **self.bench.drawn(bench)}, truth, case, [case.source], tolerance)
+        with self._bench.timed("compare"):
+            comparisons = self._compare(
+                {**reference, **self._bench.drawn(bench)}, truth, case, [case.source], tolerance
+            )
         _demand_match(comparisons, f"[{case.definition}, reference against {case.source}]")
         missing = [name for name in reference if name not in truth]
         return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
 
     def _agreement(self, case: Case, tolerance: Tolerance | None) -> Proof:
-        bench = self.bench.lay(case)
+        bench = self._bench.lay(case)
         truths, absent = self._all_truths(bench, case)
         if len(truths) < 2:
             why = "; ".join(f"{name}: {reason}" for name, (_, reason) in absent.items())
@@ -118,7 +125,7 @@ class Prover:
             raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
         first, *others = truths
         comparisons: list[Comparison] = []
-        with self.bench.timed("compare"):
+        with self._bench.timed("compare"):
             for other in others:
                 shared = {name: tensor for name, tensor in truths[other].items() if name in truths[first]}
                 found = self._compare(shared, truths[first], case, [first, other], tolerance)
@@ -127,8 +134,8 @@ class Prover:
         return Proof(tuple(comparisons))
 
     def _determinism(self, case: Case, _: Tolerance | None) -> Proof:
-        bench = self.bench.lay(case)
-        first, again = self.bench.reference(bench), self.bench.call_reference(bench)
+        bench = self._bench.lay(case)
+        first, again = self._bench.reference(bench), self._bench.call_reference(bench)
         for name, tensor in first.items():
             if not same_bits(tensor, again[name]):
                 differing = int((tensor != again[name]).sum())
@@ -141,7 +148,7 @@ class Prover:
         absent: dict[str, tuple[Verdict, str]] = {}
         for source in self.sources.serving(case.op):
             try:
-                truths[source] = self.bench.truth(bench, case, source)
+                truths[source] = self._bench.truth(bench, case, source)
             except Exception as error:
                 verdict, reason = judge(error)
                 if verdict.colour != "yellow":
