@@ -83,6 +83,13 @@ def instrument(session: nox.Session) -> None:
     session.run("pytest", *_torch_free_tests(session), *session.posargs)
 
 
+@nox.session(python=VENVS["cpu"]["python"], default=False)
+def mutants(session: nox.Session) -> None:
+    """Plant faults into references and adapters, and demand that each turns a case red; needs no GPU."""
+    _install(session, "cpu")
+    session.run("python", "-m", "refgrid.mutants", "-n2", *(session.posargs or ["--output=results/mutants"]))
+
+
 @nox.session(default=False)
 def matrix(session: nox.Session) -> None:
     """Run what this machine can and has not run, then print the matrix; fails if it is red or nothing was proven."""

@@ -24,6 +24,8 @@ TENSOR_MODULES = {
     "forms.py",
     "workbench.py",
     "proof.py",
+    "baseline.py",
+    "judging.py",
     *(file.name for file in (ROOT / "src/refgrid/proving/inputs").glob("*.py")),
 }
 
@@ -100,6 +102,7 @@ PARTS: dict[str, set[str]] = {
     "report": {"dataset", "environments", "records"},
     "overlays": {"environments"},
     "warming": {"dataset"},
+    "mutants": {"dataset", "proving", "records", "report"},
 }
 
 

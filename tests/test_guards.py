@@ -1,6 +1,6 @@
-"""Faults planted into this data set's own references: each must end in the verdict that names it.
+"""Every mutant of the table at its own small workload: it must end in the verdict that names it, for the reason told.
 
-The fault is a change of the published text, proven against the torch source on a CPU, as `nox -s matrix` does.
+`nox -s mutants` plants the same mutants at every small workload of their definitions.
 """
 
 from __future__ import annotations
@@ -12,84 +12,67 @@ from typing import Any
 
 import pytest
 import torch
-from guards import Fault, demand_caught, prove, published
+from guards import bench_of, demand_caught, places, published, table
 
 from refgrid.dataset.case import Case
+from refgrid.mutants.judging import Judgement, planted_in, sizes
+from refgrid.mutants.running import demand_plantable
+from refgrid.mutants.table import Mutant, Place
 from refgrid.proving.proof import Prover
-from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
-PREFILL = ("gqa_paged_prefill_causal_h5_kv1_d128_ps64", "edge_b3_q257_n11_p16")
-DECODE = ("gqa_paged_decode_h20_kv4_d128_ps64", "edge_b5_n17_p32")
-NORM = ("rmsnorm_h4096", "edge_b13")
-FUSED = ("fused_add_rmsnorm_h2048", "edge_b13")
 GEMM = ("gemm_n128_k2048", "edge_m129")
 
-PLUS_ONE = Fault("weight plus one", NORM, "* weight.float()", "* (weight.float() + 1)", "output is off")
-FAULTS = [
-    Fault("scale off by 1 %", DECODE, "sm_scale=sm_scale", "sm_scale=sm_scale * 1.01", "lse is off"),
-    Fault("scale dropped", DECODE, "sm_scale=sm_scale", "sm_scale=1.0", "output is off"),
-    Fault("causal mask one key too wide", PREFILL, "- length + i + 1", "- length + i + 2", "output is"),
-    Fault("causal mask one key too narrow", PREFILL, "- length + i + 1", "- length + i", "output is off"),
-    Fault("causal mask aligned top left", PREFILL, "kv_len[sequence, None] - length + i + 1", "i + 1", "output is"),
-    Fault("pages in order", DECODE, "page = kv_indices[", "page = kv_indices.sort().values[", "output is"),
-    Fault("two pages swapped", DECODE, "page = kv_indices[", "page = kv_indices.roll(1)[", "output is"),
-    Fault(
-        "last page taken as full", DECODE, "* page_size + kv_last_page_len", "* page_size + page_size", "output is nan"
-    ),
-    Fault("last page left out", DECODE, "* page_size + kv_last_page_len", "* page_size", "output is off"),
-    Fault(
-        "lse in base e", DECODE, "lse = m + torch.log2(total)", "lse = (m + torch.log2(total)) * 0.6931", "lse is off"
-    ),
-    Fault("lse without the maximum", DECODE, "lse = m + torch.log2(total)", "lse = torch.log2(total)", "lse is"),
-    Fault("heads of a group mixed up", DECODE, "return output[", "return output.roll(1, 1)[", "output is off"),
-    Fault(
-        "nan in one element",
-        DECODE,
-        "return output[",
-        "output[0, 0, 0] = math.nan\n    return output[",
-        "output is nan",
-    ),
-    Fault("eps of another model", NORM, "eps=1e-05", "eps=1e-01", "output is off"),
-    PLUS_ONE,
-    Fault(
-        "residual not added", FUSED, "x = hidden_states.float() + residual.float()", "x = residual.float()", "output is"
-    ),
-    Fault("residual not updated", FUSED, "x.to(residual.dtype)", "residual.clone()", "residual_out is off"),
-    Fault("sum in bfloat16", GEMM, "(a @ b.float().T)", "(a.bfloat16() @ b.bfloat16().T)", "C is off"),
-    Fault("b not transposed right", GEMM, "b.float().T", "b.float().flip(0).T", "C is off"),
+PLANTED = [
+    pytest.param(mutant, place, told, id=f"{mutant.id}-{place.workload}")
+    for mutant in table().values()
+    if mutant.device == "cpu" and not mutant.equivalent
+    for place, told in mutant.guarded
+]
+EQUIVALENT = [
+    pytest.param(mutant, id=mutant.id) for mutant in table().values() if mutant.device == "cpu" and mutant.equivalent
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_a_mismatch_that_names_the_output(fault: Fault) -> None:
-    demand_caught(published(), fault, "torch")
+@pytest.mark.parametrize(("mutant", "place", "told"), PLANTED)
+def test_a_planted_fault_turns_its_case_red_for_the_reason_told(mutant: Mutant, place: Place, told: str) -> None:
+    demand_caught(bench_of(place).judge(mutant), mutant, told)
 
 
-@pytest.mark.parametrize("where", [PREFILL, DECODE, NORM, FUSED, GEMM], ids=lambda where: where[0])
-def test_the_unchanged_reference_matches_there(where: tuple[str, str]) -> None:
-    prove(published(), where, "torch")
+@pytest.mark.parametrize("mutant", EQUIVALENT)
+def test_an_equivalent_mutant_changes_no_more_than_a_rounding(mutant: Mutant) -> None:
+    assert bench_of(mutant.where).judge(mutant).fate in ("same", "rounding")
 
 
-def test_an_output_cut_short_is_an_error_of_shape() -> None:
-    told = r"output\.shape = \[0, 4096\], but should be \[13, 4096\]"
-    fault = Fault("cut short", NORM, "return y.to(", "return y[:0].to(", told, Verdict.ERROR)
+@pytest.mark.parametrize("place", places(), ids=lambda place: f"{place.definition}-{place.workload}-{place.source}")
+def test_the_sound_code_matches_there_and_a_laptop_proves_it(place: Place) -> None:
+    bench_of(place).prove(place.source)
 
-    demand_caught(published(), fault, "torch")
+    assert sizes(planted_in(published(), place))[place.workload] == "small"
+
+
+def test_every_mutant_can_be_planted_also_those_that_need_a_gpu() -> None:
+    demand_plantable(published(), list(table().values()))
+
+
+JUDGED = Judgement("edge_b13", "caught", "mismatch", "torch", "output is off at [0, 3]")
 
 
 @pytest.mark.parametrize(
-    ("fault", "failure"),
+    ("judgement", "failure"),
     [
-        pytest.param(replace(PLUS_ONE, sound="* bias"), "'[*] bias' is not in .*: the fault plants nothing", id="text"),
-        pytest.param(replace(PLUS_ONE, broken=PLUS_ONE.sound), "DID NOT RAISE", id="nothing found"),
-        pytest.param(replace(PLUS_ONE, told="lse is off"), "does not tell of 'lse is off'", id="reason"),
-        pytest.param(replace(PLUS_ONE, verdict=Verdict.ERROR), "MISMATCH, but should be Verdict.ERROR", id="verdict"),
+        pytest.param(replace(JUDGED, fate="survived"), "survived, but should be caught", id="survived"),
+        pytest.param(replace(JUDGED, fate="same"), "same, but should be caught", id="nothing changed"),
+        pytest.param(replace(JUDGED, reason="lse is off"), "does not tell of 'output is off'", id="reason"),
+        pytest.param(replace(JUDGED, verdict="error"), "error, but should be mismatch", id="verdict"),
     ],
 )
-def test_a_guard_that_does_not_fire_as_told_fails(fault: Fault, failure: str) -> None:
-    with pytest.raises((AssertionError, pytest.fail.Exception), match=failure):
-        demand_caught(published(), fault, "torch")
+def test_a_guard_that_does_not_fire_as_told_fails(judgement: Judgement, failure: str) -> None:
+    mutant = table()["rmsnorm: weight plus one"]
+    demand_caught(JUDGED, mutant, mutant.told)
+
+    with pytest.raises(AssertionError, match=failure):
+        demand_caught(judgement, mutant, mutant.told)
 
 
 def test_a_truth_that_fails_half_way_leaves_no_damaged_weight_to_others() -> None:

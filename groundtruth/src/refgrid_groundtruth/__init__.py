@@ -22,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 
 from refgrid_groundtruth.table import FAMILY, SOURCES, Origin, Source
 
-__all__ = ["SOURCES", "Origin", "Source", "Unavailable", "adapter", "origin"]
+__all__ = ["SOURCES", "Origin", "Source", "Unavailable", "adapter", "origin", "unproven"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +64,18 @@ def adapter(source_name: str, op: str, device: str) -> Adapter:
     if isinstance(found, Unavailable):
         raise Unavailable(found.verdict, found.reason) from found
     return found
+
+
+def unproven(source_name: str, op: str) -> Adapter:
+    """The same function before its self-test: for faults planted into it, which others must find as well.
+
+    Raises as `adapter` does, but of the device and the self-test.
+    """
+    source = _source(source_name, op)
+    _demand_library(source)
+    with _warnings_are_no_errors():
+        _demand_functions(source, op)
+        return _bound(source, op)
 
 
 def origin(source_name: str, op: str) -> Origin:

@@ -36,6 +36,11 @@ class Prover:
         self._bench = Workbench(dataset, sources, device, memory)
 
     @property
+    def bench(self) -> Workbench:
+        """Where it is proven, for who plants faults there."""
+        return self._bench
+
+    @property
     def seconds(self) -> Mapping[str, float]:
         """What the last case's parts took."""
         return self._bench.seconds

@@ -157,6 +157,27 @@ TRUTH_LIMITS: tuple[TruthLimit, ...] = (
         "largest error against float64 8.4e-5 (base 2) over 300 draws of bfloat16 with 1 to 129 keys, torch 2.13.0",
     ),
     TruthLimit(
+        "torch on cpu",
+        "gqa_*",
+        "bfloat16",
+        "output",
+        Tolerance(5e-3, 7.9e-3),
+        "the CPU flash kernel multiplies probabilities rounded to the dtype: 2.9e-3 beyond one unit of the last place, "
+        "2**-7 of the number, over 242 small workloads, torch 2.13.0; the guideline's 8e-3 hid an output scaled by 1 %",
+    ),
+    *(
+        TruthLimit(
+            "oracle on cpu",
+            op,
+            "bfloat16",
+            output,
+            Tolerance(1e-5, 7.9e-3),
+            "float32 and float64 sums, both rounded once, differ by one unit of the last place at most, 2**-7 of the "
+            "number: 7.3e-7 beyond that over 416 draws of small workloads; the guideline's hid an output scaled by 1 %",
+        )
+        for op, output in (("mla_paged_*", "output"), ("dsa_sparse_attention", "output"), ("rope_*", "*_out"))
+    ),
+    TruthLimit(
         "flashinfer-fa2 on cuda",
         "gqa_*",
         "float32",

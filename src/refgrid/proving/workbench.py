@@ -23,7 +23,7 @@ from refgrid.proving.finding import Finding, forget_locals
 from refgrid.proving.forms import draw, drawn_outputs, is_law, seed_draws
 from refgrid.proving.inputs import Inputs, make_inputs
 from refgrid.records.record import Verdict
-from refgrid.sources import Sources
+from refgrid.sources import Adapter, Sources
 
 Tensors = dict[str, torch.Tensor]
 
@@ -62,8 +62,9 @@ class Workbench:
         self.begin()
         self._key: tuple[str, str, str, int] | None = None
         self._laid: Laid | None = None
-        self._run: tuple[str, Callable[..., Any]] | None = None
+        self._run: tuple[tuple[str, str], Callable[..., Any]] | None = None
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # as drawn, and the copy handed out
+        self._planted: Mapping[str, Adapter] = {}
 
     def begin(self) -> None:
         """Forget what was told of the last case."""
@@ -95,6 +96,17 @@ class Workbench:
         self.hashes = {"inputs": self._laid.inputs.hash, "reference": text_hash(self._laid.definition.reference)}
         return self._laid
 
+    def plant(self, bench: Laid, reference: str, adapters: Mapping[str, Adapter]) -> None:
+        """Prove another text of the reference, and other adapters of some sources, on the inputs that are laid.
+
+        Truths of sources that stay as they are are kept. `plant(bench, <the definition's text>, {})` takes it back.
+        """
+        bench.definition = replace(bench.definition, reference=reference)
+        bench.reference = bench.drawn = None
+        for source in {*self._planted, *adapters}:
+            bench.truths.pop(source, None)
+        self._planted = dict(adapters)
+
     def clear(self) -> None:
         """Let go of all memory, for others on the device."""
         self._weights.clear()
@@ -104,7 +116,7 @@ class Workbench:
     def _let_go(self) -> None:
         if self._laid is not None:
             self._laid.clear()
-        self._key, self._laid = None, None
+        self._key, self._laid, self._planted = None, None, {}
 
     def _fitted(self, definition: Definition, case: Case) -> tuple[Workload, dict[str, tuple[int, int]]]:
         """The workload at a size that the memory here can hold, and from what to what its axes were cut."""
@@ -130,7 +142,7 @@ class Workbench:
             run = self._compiled(bench.definition)
             with self.timed("reference"):
                 bench.drawn = _draws(
-                    "reference", bench, lambda inputs: _named(run(*inputs.values()), bench.definition), ()
+                    "reference", bench, lambda inputs: named(run(*inputs.values()), bench.definition), ()
                 )
         return bench.drawn
 
@@ -139,11 +151,11 @@ class Workbench:
         run = self._compiled(bench.definition)
         with self.timed("reference"):
             result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()))
-        return _named(result, bench.definition)
+        return named(result, bench.definition)
 
     def _compiled(self, definition: Definition) -> Callable[..., Any]:
-        if self._run is None or self._run[0] != definition.name:
-            self._run = (definition.name, compile_reference(definition))
+        if self._run is None or self._run[0] != (definition.name, definition.reference):
+            self._run = ((definition.name, definition.reference), compile_reference(definition))
         return self._run[1]
 
     def truth(self, bench: Laid, case: Case, source: str) -> Tensors:
@@ -161,8 +173,8 @@ class Workbench:
 
     def _call_truth(self, bench: Laid, case: Case, source: str) -> Tensors:
         with self.timed("source"):  # once a process: import, probe, self-test, compilation
-            adapter = self.sources.adapter(source, case.op, self.device)
-        constants = {name: bench.definition.constant(name) for name in _constants_of(adapter, bench.definition)}
+            adapter = self._planted.get(source) or self.sources.adapter(source, case.op, self.device)
+        constants = constants_of(adapter, bench.definition)
         with self.timed("truth"):
             given = dict(self._on_copies(source, bench, lambda inputs: adapter(**inputs, **constants)))
         strays = [name for name in given if name not in bench.definition.outputs]
@@ -222,11 +234,11 @@ def _give_back_memory(kept: int) -> None:
         torch.cuda.empty_cache()
 
 
-def _constants_of(adapter: Callable[..., Any], definition: Definition) -> list[str]:
+def constants_of(adapter: Adapter, definition: Definition) -> dict[str, Any]:
     """Keyword-only parameters without a default: what the definition fixes but no input shows, such as eps."""
     parameters = inspect.signature(adapter).parameters.values()
     wanted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    return [name for name in wanted if name not in definition.inputs]
+    return {name: definition.constant(name) for name in wanted if name not in definition.inputs}
 
 
 def _draws(
@@ -237,7 +249,7 @@ def _draws(
     return {name: draw(call, inputs, bench.definition, name, f"{bench.key}/{who}/{name}") for name in wanted}
 
 
-def _named(result: Any, definition: Definition) -> Tensors:
+def named(result: Any, definition: Definition) -> Tensors:
     """Outputs by name, from a tensor, a sequence in the definition's order, or a mapping."""
     if isinstance(result, Mapping):
         result = [result.get(name) for name in definition.outputs]

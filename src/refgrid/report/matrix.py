@@ -111,10 +111,11 @@ def write_files(matrix: Matrix, folder: Path) -> list[Path]:
         "matrix.md": _markdown(matrix),
         "matrix.json": json.dumps(to_dict(matrix), indent=1, allow_nan=False),
     }
-    return [_replace(folder / name, text) for name, text in texts.items()]
+    return [replace_file(folder / name, text) for name, text in texts.items()]
 
 
-def _replace(file: Path, text: str) -> Path:
+def replace_file(file: Path, text: str) -> Path:
+    """Write a file whole or not at all; returns it."""
     unfinished = file.with_name(f".{file.name}-{os.getpid()}")
     try:
         unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
@@ -126,13 +127,13 @@ def _replace(file: Path, text: str) -> Path:
 
 def _markdown(matrix: Matrix) -> str:
     jinja = jinja2.Environment(loader=jinja2.PackageLoader("refgrid"), trim_blocks=True, lstrip_blocks=True)
-    jinja.filters["cell"] = _escaped
+    jinja.filters["cell"] = escaped
     names = {"libraries": libraries, "measured": measured, "symbols": SYMBOLS}
     names |= {"shown": shown, "told_in_full": told_in_full}
     return jinja.get_template("matrix.md.j2").render(matrix=matrix, **names)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that ends neither its cell nor its line and is no markup."""
     return re.sub(r"([|<>*_`\\[\]])", r"\\\1", " ".join(text.split()))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
-from refgrid.proving.inputs import dsa, gdn, mamba, moe, paged, plain, rope, sampling
+from refgrid.proving.inputs import dsa, gdn, mamba, moe, norm, paged, plain, rope, sampling
 
 if TYPE_CHECKING:
     from refgrid.proving.inputs.drawing import Drawing, Value
@@ -75,6 +75,8 @@ RULES: tuple[Rule, ...] = (
     Rule("sampling", "probs", sampling.probs),
     Rule("sampling", "top_k", sampling.top_k),
     Rule("sampling", "top_p", sampling.top_p),
+    Rule("rmsnorm", "hidden_states", norm.rows, of_workload=True),
+    Rule("rmsnorm", "residual", norm.rows, of_workload=True),
     Rule("*", "*", plain.plain),
 )
 

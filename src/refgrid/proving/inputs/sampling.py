@@ -5,7 +5,8 @@ lies well within the mass of the token (or of the tied tokens) at which the row'
 in float32 cuts there too. Few tokens hold most of the mass of most rows, since then few draws tell two laws apart.
 
 Where a row is cut through tied tokens libraries differ, and for a top_p of 0 one defines nothing. Such rows are only in
-workloads whose uuid holds "ties" or "argmax", so that a refusal leaves the others proven.
+workloads whose uuid holds "ties" or "argmax", so that a refusal leaves the others proven. One that holds "close" has
+cuts between nearly equal tokens, far apart for a float32, which a sampler of fewer bits does not tell from each other.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def halves(vocab_size: int) -> torch.Tensor:
 def steps(vocab_size: int) -> torch.Tensor:
     """100 tokens, the first three times as likely as the last, the others together 1 in 40 to 1 in 80."""
     return _then_ones([1024 * (150 - i) for i in range(100)], vocab_size)
+
+
+def close(vocab_size: int) -> torch.Tensor:
+    """100 tokens, each one thousandth of the first less likely than the one before: fewer bits would tie them."""
+    return _then_ones([2**13 * (1000 - i) for i in range(100)], vocab_size)
 
 
 def gaps(vocab_size: int) -> torch.Tensor:
@@ -80,6 +86,8 @@ def rows_of(uuid: str, vocab_size: int) -> tuple[Row, ...]:
         )
     if "argmax" in uuid:
         return Row(steps, 50, 0.0), Row(zipf, 0, 0.0), Row(halves, 2, 0.0), Row(one_hot, vocab_size, 0.0)
+    if "close" in uuid:
+        return Row(close, 50, 0.5), Row(close, 99, 0.9), Row(close, 2, 0.3)
     return (
         Row(steps, 50, 0.9),
         Row(halves, 2, 0.8),

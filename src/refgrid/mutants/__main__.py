@@ -1,0 +1,127 @@
+"""`python -m refgrid.mutants`: plant every fault of the table at every small workload, and demand red."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from refgrid.dataset.case import SIZES, parse_sizes
+from refgrid.mutants.report import Report, rows, write_files
+from refgrid.mutants.table import MutantError
+
+if TYPE_CHECKING:
+    from refgrid.mutants.running import Task, Told
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--only", multiple=True, metavar="GLOB", help="Only mutants whose id fits, 'moe: *'; may be repeated.")
+@click.option("--test-sizes", default="small", show_default=True, metavar="|".join(SIZES), help="Comma-separated.")
+@click.option("-n", "processes", default=1, show_default=True, help="How many processes.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--dataset", type=_FOLDER, default=".", help="Data set whose mutants/ are planted (default: this folder)."
+)
+@click.option(
+    "--output", type=_FOLDER, help="Folder that takes mutants.md and mutants.json (default: none is written)."
+)
+def main(
+    only: tuple[str, ...], test_sizes: str, processes: int, device: str, dataset: Path, output: Path | None
+) -> None:
+    """Plant faults into references and adapters and demand that each turns a case red.
+
+    Ends 1 when a mutant survives, 2 when none could be planted.
+    """
+    started = time.perf_counter()
+    try:
+        report = _report(dataset.absolute(), only, test_sizes, processes, device)
+    except (MutantError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    console = Console()
+    show(report, console)
+    if output is not None:
+        for file in write_files(report, output):
+            console.print(f"written: {file}", style="dim", markup=False)
+    console.print(f"{time.perf_counter() - started:.0f} s", style="dim")
+    sys.exit(report.exit_code)
+
+
+def _report(root: Path, only: Sequence[str], test_sizes: str, processes: int, device: str) -> Report:
+    from refgrid.dataset.definition import load_dataset  # with torch, once the options are known to be right
+    from refgrid.mutants.baseline import CHECKS
+    from refgrid.mutants.running import chosen, demand_plantable, self_tests, tasks
+
+    wanted = parse_sizes(test_sizes)
+    here, elsewhere = chosen(root, only, device)
+    data = load_dataset(root)
+    demand_plantable(data, [*here, *elsewhere])
+    todo = tasks(root, data, here, wanted, device)
+    told = _with_progress(todo, processes)
+    found = [(task.workload, each) for task, each in told]
+    judged = rows(here, found, self_tests(data, here))
+    return Report(judged, tuple(elsewhere), CHECKS, wanted, _environment())
+
+
+def _with_progress(todo: Sequence[Task], processes: int) -> list[tuple[Task, Told]]:
+    from refgrid.mutants.running import run
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("workloads", total=len(todo))
+        found = []
+        for task, told in run(todo, processes):
+            progress.update(bar, advance=1, description=f"{task.place.definition} {task.workload}"[:60])
+            found.append((task, told))
+    return found
+
+
+def _environment() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from refgrid.sources import Sources
+
+    libraries = {name: _version(name) for name in ("torch", *Sources().distributions)}
+    return {"python": platform.python_version(), "refgrid": version("refgrid"), **libraries}
+
+
+def _version(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def show(report: Report, console: Console) -> None:
+    """Families first, then every mutant that is not simply caught, then the sum."""
+    table = Table("op_type", "caught", "of", *report.checks, title="faults caught")
+    for name, (caught, held, fixed) in report.families.items():
+        table.add_row(name, str(caught), str(held), *map(str, fixed))
+    console.print(table)
+    for row in report.rows:
+        if row.fate != "caught":
+            style = "red" if row.fate in ("survived", "seen") else "yellow"
+            console.print(
+                f"{row.fate}: {row.mutant.id} ({row.told or 'nothing ran'}): {row.reason}", style=style, markup=False
+            )
+    for check in report.checks:
+        red, of = report.alarms(check)
+        console.print(
+            f"{check}: red for the sound code at {red} of {of} workloads, where it proves nothing", style="dim"
+        )
+    console.print(report.summary, style={0: "bold green", 1: "bold red", 2: "bold yellow"}[report.exit_code])
+
+
+if __name__ == "__main__":
+    main()

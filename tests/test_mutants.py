@@ -1,0 +1,261 @@
+"""The command that plants mutants: what it refuses, what makes it fail, and what the documents' checks do not see."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from guards import ROOT, bench_of, published, table
+
+import refgrid_groundtruth
+from refgrid.mutants import baseline
+from refgrid.mutants.__main__ import main
+from refgrid.mutants.judging import roundings
+from refgrid.mutants.planting import planted_adapters, self_test
+from refgrid.mutants.table import Mutant, MutantError, load_mutants
+
+Write = Callable[..., Path]
+
+PLACE = '[places.norm]\ndefinition = "rmsnorm_h128"\nworkload = "edge_b5_quiet"\nsource = "torch"\n'
+EPS = {"name": "eps tenfold", "at": "norm", "sound": "eps=1e-06", "broken": "eps=1e-05", "told": "output is off"}
+NORMS = "refgrid_groundtruth.torch.norm"
+DIVIDED = {"sound": "torch.rsqrt(mean_square + eps)", "broken": "(mean_square + eps) ** -0.5"}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A data set of one norm, with the mutants that are given."""
+
+    def written(*mutants: dict[str, str], without: str = "", places: str = PLACE) -> Path:
+        for kind, end in (("definitions", "json"), ("workloads", "jsonl")):
+            file = tmp_path / kind / "rmsnorm" / f"rmsnorm_h128.{end}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = (ROOT / kind / "rmsnorm" / file.name).read_text().splitlines()
+            file.write_text("\n".join(line for line in lines if not without or without not in line))
+        (tmp_path / "mutants").mkdir(exist_ok=True)
+        entries = "".join(
+            "\n[[mutants]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in mutant.items())
+            for mutant in mutants
+        )
+        (tmp_path / "mutants" / "rmsnorm.toml").write_text(places + entries)
+        return tmp_path
+
+    return written
+
+
+def command(root: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, [f"--dataset={root}", *options], env={"COLUMNS": "200"})
+
+
+def test_a_mutant_that_is_caught_is_written_with_its_verdicts_and_the_command_succeeds(write: Write) -> None:
+    root = write(EPS)
+
+    done = command(root, f"--output={root / 'out'}")
+
+    assert done.exit_code == 0, done.output
+    assert "caught 1 of 1" in done.output
+    data = json.loads((root / "out" / "mutants.json").read_text())
+    (mutant,) = data["mutants"]
+    seen = mutant["workloads"]["edge_b5_quiet"]
+    assert mutant["fate"] == "caught"
+    assert (seen["fate"], seen["verdict"], seen["against"]) == ("caught", "mismatch", "torch")
+    assert mutant["workloads"]["edge_b13"]["fate"] in ("same", "rounding")  # a row of unit variance hides it
+    assert "| rmsnorm: eps tenfold |" in (root / "out" / "mutants.md").read_text()
+
+
+def test_a_survivor_makes_the_command_fail_and_is_named(write: Write) -> None:
+    root = write(EPS, places=PLACE.replace("edge_b5_quiet", "edge_b13"), without="quiet")
+
+    done = command(root)
+
+    assert done.exit_code == 1
+    assert "survived: rmsnorm: eps tenfold" in done.output
+    assert "caught 0 of 1" in done.output
+
+
+def test_an_equivalent_mutant_that_is_seen_makes_the_command_fail(write: Write) -> None:
+    without_told = {key: value for key, value in EPS.items() if key != "told"}
+
+    done = command(write({**without_told, "equivalent": "eps is small"}))
+
+    assert done.exit_code == 1
+    assert "seen: rmsnorm: eps tenfold" in done.output
+
+
+def test_an_equivalent_mutant_counts_neither_as_caught_nor_as_survived(write: Write) -> None:
+    divided = {"name": "power of -0.5", "at": "norm", **DIVIDED, "equivalent": "the same number"}
+
+    done = command(write(EPS, divided))
+
+    assert done.exit_code == 0, done.output
+    assert "caught 1 of 1, 1 equivalent" in done.output
+
+
+def test_mutants_of_another_device_are_told_and_not_run(write: Write) -> None:
+    place = PLACE + PLACE.replace("norm]", "kernel]").replace("torch", "flashinfer")
+    kernel = {"adapter": "refgrid_groundtruth.flashinfer.norm", "sound": "weight, eps)}", "broken": "eps, weight)}"}
+    gpu = {"name": "weight and eps", "at": "kernel", "told": "off", "device": "cuda", **kernel}
+
+    assert "caught 1 of 1, 1 for another device" in command(write(EPS, gpu, places=place)).output
+    alone = command(write(gpu, places=place))
+    assert alone.exit_code == 2
+    assert "caught 0 of 0" in alone.output
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param({"sound": "eps=7"}, "'eps=7' is not in the reference of rmsnorm_h128", id="text"),
+        pytest.param(
+            {"sound": "same", "broken": "same"}, "changes nothing: sound and broken are both 'same'", id="same"
+        ),
+        pytest.param({"at": "nowhere"}, "at = 'nowhere', but should be one of norm", id="place"),
+        pytest.param({"told": ""}, "says either what the reason tells of it, or why it is equivalent", id="told"),
+        pytest.param({"told": "("}, "'(' is no regular expression", id="expression"),
+        pytest.param({"before": "pass"}, "says either sound and broken, or before and after", id="two faults"),
+        pytest.param({"verdict": "match"}, "verdict = match, but should be a red one", id="green"),
+        pytest.param({"colour": "red"}, "colour: Extra inputs are not permitted", id="field"),
+        pytest.param(
+            {"adapter": "refgrid_groundtruth.torch.norm"},
+            "'eps=1e-06' is not in refgrid_groundtruth.torch.norm",
+            id="adapter",
+        ),
+        pytest.param({"adapter": "refgrid_groundtruth.nothing"}, "there is no such module", id="module"),
+    ],
+)
+def test_a_mutant_that_cannot_be_planted_is_refused_with_file_name_and_text(
+    write: Write, change: dict[str, str], told: str
+) -> None:
+    done = command(write({**EPS, **change}))
+
+    assert done.exit_code == 2
+    assert "mutants/rmsnorm.toml: mutant 'eps tenfold'" in done.output
+    assert told in done.output
+
+
+def test_a_place_that_is_not_in_the_data_set_is_refused(write: Write) -> None:
+    other = command(write(EPS, places=PLACE.replace("h128", "h4")))
+    size = command(write(EPS, places=PLACE.replace("edge_b5_quiet", "edge_b5")))
+
+    assert "definition = 'rmsnorm_h4', but the data set has none of that name" in other.output
+    assert "workload = 'edge_b5', but rmsnorm_h128 has none of that name" in size.output
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        pytest.param(EPS, "stands there twice", id="name"),
+        pytest.param({**EPS, "name": "other"}, "is the same fault as 'eps tenfold'", id="fault"),
+    ],
+)
+def test_no_mutant_stands_in_the_table_twice(write: Write, second: dict[str, str], told: str) -> None:
+    with pytest.raises(MutantError, match=told):
+        load_mutants(write(EPS, second) / "mutants")
+
+
+def test_a_folder_without_a_table_and_a_glob_that_fits_nothing_are_refused(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(MutantError, match="holds no table of mutants"):
+        load_mutants(tmp_path)
+    assert (
+        "--only gemm*: fits none of 1 mutants, such as 'rmsnorm: eps tenfold'"
+        in command(write(EPS), "--only=gemm*").output
+    )
+
+
+def test_every_op_type_has_mutants_and_there_are_far_more_than_asked_for() -> None:
+    found = {mutant.op_type for mutant in table().values()}
+
+    assert found == {definition.op_type for definition in published().definitions.values()}
+    assert len(table()) >= 150
+
+
+def test_the_kept_report_is_of_these_mutants_and_none_survived() -> None:
+    kept = json.loads((ROOT / "results" / "mutants" / "mutants.json").read_text())
+    known = {one["id"]: one["digest"] for one in (*kept["mutants"], *kept["elsewhere"])}
+
+    assert known == {mutant.id: mutant.digest for mutant in table().values()}, "stale: nox -s mutants"
+    assert kept["exit_code"] == 0
+
+
+def _adapter_mutant(name: str) -> Mutant:
+    return table()[name]
+
+
+def test_a_faulty_adapter_leaves_the_sound_one_in_place_for_others() -> None:
+    mutant = _adapter_mutant("rmsnorm: adapter: weight plus one")
+    definition, sound = published().definitions[mutant.where.definition], refgrid_groundtruth.adapter
+    x, ones = torch.ones(1, 4), torch.ones(4)
+
+    faulty = planted_adapters(definition, "rmsnorm", mutant)["torch"]
+
+    assert sys.modules["refgrid_groundtruth"].adapter is sound
+    assert sound("torch", "rmsnorm", "cpu")(x, ones, eps=0.0)["output"][0, 0] == 1
+    assert faulty(x, ones, eps=0.0)["output"][0, 0] == 2
+    assert "self-test" in self_test(definition, "rmsnorm", mutant)
+
+
+def test_the_documents_template_sees_the_first_output_alone_and_85_percent_of_a_quantised_one() -> None:
+    fused = published().definitions["fused_add_rmsnorm_h2048"]
+    ones, twos = torch.ones(4, 10, dtype=torch.bfloat16), torch.full((4, 10), 2.0, dtype=torch.bfloat16)
+    truth, wrong = {"output": ones, "residual_out": ones}, {"output": ones, "residual_out": twos}
+
+    assert baseline.red(wrong, wrong, truth, fused, baseline.BASELINES) == {
+        "document 1": True,
+        "documents 2 and 3": False,
+        "their guideline": True,
+    }
+    moe = published().definitions["moe_fp8_block_scale_renorm_topk10_e128_h2048_i512"]
+    most = ones.clone()
+    most[0, :6] = 2  # 85 % are right
+    told = baseline.red({"output": most}, {"output": most}, {"output": ones}, moe, baseline.BASELINES)
+    assert told == {"document 1": True, "documents 2 and 3": False, "their guideline": False}
+    most[0, 6] = 2
+    told = baseline.red({"output": most}, {"output": most}, {"output": ones}, moe, baseline.BASELINES)
+    assert all(told.values())
+
+
+@pytest.mark.parametrize("check", baseline.BASELINES)
+def test_the_documents_checks_see_shape_dtype_and_a_result_that_is_another_each_time(check: str) -> None:
+    norm = published().definitions["rmsnorm_h128"]
+    ones = torch.ones(2, 3, dtype=torch.bfloat16)
+
+    def red(reference: torch.Tensor, again: torch.Tensor) -> bool:
+        pair = {"output": reference}, {"output": again}
+        return baseline.red(*pair, {"output": ones}, norm, baseline.BASELINES)[check]
+
+    assert not red(ones, ones)
+    assert red(ones[:1], ones[:1])
+    assert red(ones.float(), ones.float())
+    assert red(ones, ones + 1)
+
+
+def test_the_documents_inputs_hide_pages_that_are_read_in_order() -> None:
+    found = bench_of(table()["gqa_paged: pages in order"].where).judge(
+        table()["gqa_paged: pages in order"], by_documents=True
+    )
+
+    assert found.fate == "caught"
+    assert found.fixed["documents 2 and 3"]
+    assert not found.fixed["documents 2 and 3, their inputs"]
+
+
+def test_documents_have_no_check_for_random_samples() -> None:
+    mutant = table()["sampling: crossing token dropped"]
+
+    assert bench_of(mutant.where).judge(mutant, by_documents=True).fixed == {}
+
+
+def test_a_change_is_counted_in_roundings_of_the_dtype() -> None:
+    one = torch.ones(2, 2, dtype=torch.bfloat16)
+
+    assert roundings(one, one) == 0
+    assert roundings(one * 1.0078125, one) == 1
+    assert roundings(torch.tensor([[1, 2]]), torch.tensor([[1, 3]])) == math.inf
+    assert roundings(one / 0, one) == math.inf
+    assert roundings(one[:1], one) == math.inf
