@@ -18,6 +18,7 @@ OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
 # The instrument's modules that run cases; everything else of it must start without torch.
 TENSOR_MODULES = {
     "compare.py",
+    "measure.py",
     "chosen.py",
     "draws.py",
     "forms.py",
