@@ -19,6 +19,9 @@ OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
 TENSOR_MODULES = {
     "compare.py",
     "measure.py",
+    "diagnosis.py",
+    "determinism.py",
+    "explanations.py",
     "chosen.py",
     "draws.py",
     "forms.py",

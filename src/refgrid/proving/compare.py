@@ -72,7 +72,7 @@ class Comparison:
         if self.matches:
             return f"{self.output} matches ({self._bound()})"
         worst = self.worst[0]
-        actual, expected = _told_apart(worst.actual, worst.expected)
+        actual, expected = told_apart(worst.actual, worst.expected)
         odd = not (math.isfinite(worst.actual) and math.isfinite(worst.expected))
         found = f"is {actual} at {list(worst.index)}" if odd else f"is off at {list(worst.index)}: {actual}"
         return f"{self.output} {found} but should be {expected} ({self._bound()})"
@@ -168,7 +168,7 @@ def _told(value: object) -> object:
     return list(value) if isinstance(value, torch.Size) else str(value).removeprefix("torch.")
 
 
-def _told_apart(actual: float, expected: float) -> tuple[str, str]:
+def told_apart(actual: float, expected: float) -> tuple[str, str]:
     """Both as short as tells them apart: whole numbers in full, others with 6, 9 or 17 digits."""
     texts = [(str(actual), str(expected))]
     if isinstance(actual, float):
