@@ -78,7 +78,9 @@ class TestOfTheReference:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool, torch.float8_e4m3fn])
 @pytest.mark.parametrize("shape", [(3, 5), (), (0, 4), (2000,)])
-def test_a_clone_beside_has_the_same_bits_at_another_aligned_address(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_a_clone_beside_has_the_same_bits_at_another_aligned_address(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     value = torch.randn(shape).mul(9).to(dtype)
     first = _clone_beside(value, 0)
 
@@ -104,7 +106,9 @@ class TestOfRows:
         found = finds(body, op="rmsnorm")
 
         assert found.verdict is Verdict.NONDETERMINISTIC
-        assert found.reason.startswith("y of a row depends on where in batch_size it stands, or beside which others, in ")
+        assert found.reason.startswith(
+            "y of a row depends on where in batch_size it stands, or beside which others, in "
+        )
         finds.prove(body, op="double")  # which promises nothing
 
     def test_rows_by_themselves_are_a_proof(self, finds: Any) -> None:
