@@ -124,7 +124,7 @@ def plan(session: nox.Session) -> None:
 
 @nox.session(python=VENVS["cpu"]["python"], default=False)
 def bench(session: nox.Session) -> None:
-    """Time the instrument itself: collection, and its share of a case."""
+    """Time the instrument itself: collection, its share of a case, and the comparison of large outputs."""
     _install(session, "cpu")
     session.run("python", "-m", "refgrid.commands.bench", *session.posargs)
 

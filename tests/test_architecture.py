@@ -18,6 +18,10 @@ OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
 # The instrument's modules that run cases; everything else of it must start without torch.
 TENSOR_MODULES = {
     "compare.py",
+    "measure.py",
+    "diagnosis.py",
+    "determinism.py",
+    "explanations.py",
     "chosen.py",
     "draws.py",
     "likelihood.py",

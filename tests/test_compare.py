@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refgrid.proving import compare as module
+from refgrid.proving import measure as module
 from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison, compare
 from refgrid.proving.tolerance import EXACT, Tolerance
 

@@ -110,6 +110,7 @@ def test_the_guilty_case_is_named_with_its_verdict(done: Done, fault: Fault) -> 
     assert guilty.verdict.value == fault.verdict
     assert all(told in guilty.reason for told in fault.told), guilty.reason
     assert guilty.device.startswith("fake GPU FAKE-")
+    assert guilty.report.splitlines()[-1].startswith("replay: pytest 'test_double.py::")
 
 
 def test_every_other_case_has_its_own_true_result(done: Done) -> None:

@@ -6,6 +6,7 @@ The data set is one op, `double`, with a ground truth of our own in a provider i
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 
+from refgrid.dataset.case import Case
 from refgrid.records.record import Outcome, Run, Verdict, read_runs
+from refgrid.running.replay import replay_command
 
 PROVIDER = """
 import dataclasses
@@ -177,7 +181,26 @@ FAULTS = [
         "but should be nan",
         "nan_in_the_truth",
     ),
+    Fault("y = x * 2\ny[0, 1] = float('inf')\nreturn y", TRUTH, "mismatch", "y is inf at [0, 1]", "inf"),
+    Fault(
+        "return x * 2",
+        "y = x + x\ny[0, 1] = float('inf')\nreturn {'y': y}",
+        "mismatch",
+        "but should be inf",
+        "inf_in_the_truth",
+    ),
+    Fault(
+        "return x * 2 + float('inf')",
+        "return {'y': x - float('inf')}",
+        "mismatch",
+        "y is inf at [0, 0] but should be -inf",
+        "inf_of_the_other_sign",
+    ),
     Fault("return x[:0] * 2", TRUTH, "error", "y.shape = [0, 4], but should be [1, 4]", "empty"),
+    Fault("return x * 2", "return {'y': x[:0]}", "error", "sum: y.shape = [0, 4], but should be [1, 4]", "empty_truth"),
+    Fault("return x.T * 2", TRUTH, "error", "y.shape = [4, 1], but should be [1, 4]", "transposed"),
+    Fault("return x[0] * 2", TRUTH, "error", "y.shape = [4], but should be [1, 4]", "rank"),
+    Fault("return (x * 2).sum()", TRUTH, "error", "y.shape = [], but should be [1, 4]", "scalar"),
     Fault("return x.double() * 2", TRUTH, "error", "y.dtype = float64, but should be float32", "dtype"),
     Fault("return x, x", TRUTH, "error", "the outputs are ['y']", "two_outputs"),
     Fault("return x.mul_(2)", TRUTH, "error", "reference changed its input x", "input_overwritten"),
@@ -214,6 +237,64 @@ def test_each_fault_is_named_as_what_it_is(faulty: Project, fault: Fault) -> Non
 
     assert outcome.verdict.value == fault.verdict
     assert fault.reason in outcome.reason
+
+
+def test_a_workload_without_elements_proves_nothing(project: Project) -> None:
+    project.reference("return x * 2", 0)
+
+    project.run()
+
+    assert project.outcome("b0-sum").verdict is Verdict.ERROR
+    assert "y has no element (shape [0, 4]): nothing was compared" in project.outcome("b0-sum").reason
+
+
+def test_a_failure_is_reported_where_it_is_read_with_the_command_that_replays_it(project: Project) -> None:
+    project.reference("return x * 2.1")
+
+    done = project.run("--seed", "3", "-k", "b2-sum")
+
+    first = project.outcome("b2-sum")
+    explained, replay = "explained by a factor of 1.05", first.report.splitlines()[-1].removeprefix("replay: ")
+    assert first.reason.count("\n") == 0
+    assert f"; all of it {explained} [" in first.reason
+    assert first.report.startswith("y: ")
+    assert all(told in first.report and told in done.stdout for told in (explained, "[batch_size=", replay))
+
+    (project.root / "results").rename(project.root / "before")
+    program, *arguments = shlex.split(replay)
+    again = project.run(*arguments)
+
+    assert program == "pytest"
+    assert "planned 1 = accounted 1: 1 mismatch" in again.stdout
+    again_outcome = project.outcome("b2-sum")
+    assert again_outcome.hashes["inputs"] == first.hashes["inputs"]
+    assert again_outcome.comparisons == first.comparisons
+
+
+def test_what_did_not_fail_has_no_report(project: Project) -> None:
+    project.run()
+
+    assert {outcome.report for outcome in project.records().accounted()} == {""}
+
+
+def test_in_an_environment_of_this_checkout_its_session_replays_a_case(pytestconfig: pytest.Config) -> None:
+    root = pytestconfig.rootpath
+    case = Case("rmsnorm_h128", "rmsnorm", "rmsnorm", "b4", "numerics", "torch", "small", seed=3)
+    test = "tests/references/test_rmsnorm.py::TestRmsnormH128::test_numerical_correctness[rmsnorm_h128-b4-torch]"
+    options = {"--environment": "cpu", "--seed": 3, "--tolerance": 0.5, "--dataset": None, "--memory": 2.0**31}
+    config = cast(pytest.Config, SimpleNamespace(getoption=options.__getitem__, rootpath=root))
+
+    session, _, told = replay_command(config, test, case, "cpu").partition(" -- ")
+    arguments = shlex.split(told)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--device", "cpu", *arguments]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+    assert session == "nox -s tests-cpu"
+    assert arguments == [
+        test,
+        *["--test-sizes", "small", "--seed", "3", "--tolerance", "0.5", "--memory", "2147483648"],
+    ]
+    assert [line for line in found.stdout.splitlines() if "::" in line] == [test]
 
 
 def test_a_reference_that_changes_its_mind_is_nondeterministic(project: Project) -> None:

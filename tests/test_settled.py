@@ -291,6 +291,21 @@ def test_due_refuses_a_wrong_value_as_pytest_does(project: Project) -> None:
     assert "legal values: small, medium, large" in done.stderr
 
 
+def test_explain_shows_the_report_of_a_failure_until_it_is_mended(project: Project) -> None:
+    arguments = ("test_double.py", "--device", "cpu")
+    project.reference("return x * 3")
+    project.run("-k", "sum")
+    failed = refgrid(project, "explain", "double_n4-b2-sum", *arguments)
+    project.reference("return x * 2")
+    project.run("-k", "sum")
+    mended = refgrid(project, "explain", "double_n4-b2-sum", *arguments)
+
+    assert "double_n4-b2-sum: mismatch: y is off at [" in failed.stdout
+    assert "\n    explained by a factor of 1.5\n" in failed.stdout
+    assert "\n  replay: pytest " in failed.stdout
+    assert "mismatch" not in mended.stdout
+
+
 def test_explain_tells_one_case_and_names_a_case_that_is_not_planned(project: Project) -> None:
     arguments = ("test_double.py", "--device=cpu")
     run = refgrid(project, "explain", "double_n4-b1-sum", *arguments)

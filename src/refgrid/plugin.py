@@ -24,6 +24,7 @@ from refgrid.running.controller import leases_there, register_runner
 from refgrid.running.grid import Grid
 from refgrid.running.options import add_options
 from refgrid.running.recorder import Recorder
+from refgrid.running.replay import replay_command
 
 _FOUND = pytest.StashKey[dict[str, Any]]()
 _GRID = pytest.StashKey[Grid]()
@@ -122,8 +123,12 @@ def pytest_runtest_makereport(
         error = found.get("error") or (call.excinfo.value if call.excinfo else None)
         outcome = _outcome(case, found, error, item.config.stash[_GRID].expected)
         outcome["hashes"] = {**outcome["hashes"], "tolerance": tolerance_asked(item)}
+        if Verdict(outcome["verdict"]).colour == "red":
+            device = "cuda" if item.config.stash[_GRID].leases else "cpu"
+            replay = replay_command(item.config, item.nodeid, case, device)
+            outcome["report"] = "\n".join(part for part in (getattr(error, "report", ""), f"replay: {replay}") if part)
         report.user_properties.append(("refgrid", outcome))
-        colour(report, item, Verdict(outcome["verdict"]), outcome["reason"])
+        colour(report, item, outcome)
     return report
 
 
@@ -156,8 +161,9 @@ def _outcome(
     }
 
 
-def colour(report: pytest.TestReport, item: pytest.Item, verdict: Verdict, reason: str) -> None:
-    """Yellow verdicts are pytest's skips, each with its reason; red ones stay failures."""
+def colour(report: pytest.TestReport, item: pytest.Item, outcome: dict[str, Any]) -> None:
+    """Yellow verdicts are pytest's skips, each with its reason; red ones stay failures, each with its report."""
+    verdict, reason = Verdict(outcome["verdict"]), outcome["reason"]
     if verdict.colour == "yellow":
         report.outcome = "skipped"
         report.longrepr = (str(item.path), item.location[1] or 0, f"{verdict.value}: {reason}")
@@ -165,7 +171,7 @@ def colour(report: pytest.TestReport, item: pytest.Item, verdict: Verdict, reaso
         report.outcome, report.wasxfail = "skipped", reason
     elif verdict.colour == "red":
         report.outcome = "failed"
-        report.longrepr = f"{verdict.value}: {reason}\n\n{report.longrepr}"
+        report.longrepr = f"{verdict.value}: {reason}\n\n{outcome.get('report', '')}\n\n{report.longrepr}"
 
 
 def _bound_by_hand(request: pytest.FixtureRequest) -> float | None:

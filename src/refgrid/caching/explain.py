@@ -8,6 +8,7 @@ from pathlib import Path
 from refgrid.caching.evidence import Evidence, newest_match
 from refgrid.caching.key import Keys, differing
 from refgrid.dataset.case import Case
+from refgrid.records.record import RecordError, Run, runs_of
 
 # So many cases are told one by one, with their own parts; of more, those with the same reason are counted.
 _ONE_BY_ONE = 12
@@ -32,6 +33,21 @@ def explained(
         yield f"{name}: {told}"
         yield f"  key: {keys.key(cases[name], tolerances[name])}"
         yield from (f"  {part}: {value}" for part, value in keys.parts(cases[name], tolerances[name]).items())
+
+
+def failure(case_id: str, records: Iterable[Path]) -> Iterator[str]:
+    """The report of a case's newest outcome, if that is a failure; a file that cannot be read is named."""
+    runs: list[Run] = []
+    for file in records:
+        try:
+            runs += runs_of(file) if case_id.encode() in file.read_bytes() else ()
+        except (OSError, RecordError) as error:
+            yield f"left out: {error}"
+    runs.sort(key=lambda run: run.header.started)
+    newest = next((run.outcomes[case_id] for run in reversed(runs) if case_id in run.outcomes), None)
+    if newest and newest.report:
+        yield f"{case_id}: {newest.verdict.value}: {newest.reason}"
+        yield from (f"  {line}" for line in newest.report.splitlines())
 
 
 def _why(

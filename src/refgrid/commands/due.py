@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -44,9 +45,13 @@ def due(pytest_args: tuple[str, ...]) -> None:
 @click.argument("case_id")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def explain(case_id: str, pytest_args: tuple[str, ...]) -> None:
-    """Say what the key of a case is made of, and whether a run with these arguments would run it, and why."""
+    """Say what the key of a case is made of, whether a run with these arguments would run it, and why.
+
+    If it failed last, its report follows.
+    """
     from refgrid.caching.due import CannotTell
     from refgrid.caching.due import due as look
+    from refgrid.caching.explain import failure
 
     try:
         found = look(pytest_args, Path.cwd())
@@ -54,5 +59,6 @@ def explain(case_id: str, pytest_args: tuple[str, ...]) -> None:
         raise click.UsageError(str(error)) from error
     if case_id not in found.planned:
         raise click.UsageError(f"{case_id!r} is none of the {len(found.planned)} cases that this run would plan")
-    for line in found.settled.explained({case_id: found.planned[case_id]}):
+    told = found.settled.explained({case_id: found.planned[case_id]})
+    for line in itertools.chain(told, failure(case_id, found.settled.records)):
         click.echo(line)

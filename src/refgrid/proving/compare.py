@@ -6,19 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from refgrid.proving.measure import measure
 from refgrid.proving.tolerance import Tolerance
-
-WORST = 5
-# Elements compared at once, with about twenty temporaries in float64: on a CPU they stay in its caches, and are too
-# small for malloc to ask the kernel for fresh pages each time, which can double the time at 2**15.
-_CHUNK = {"cpu": 2**14}
-_LARGE_CHUNK = 2**22
 
 
 class ComparisonError(ValueError):
@@ -77,7 +72,7 @@ class Comparison:
         if self.matches:
             return f"{self.output} matches ({self._bound()})"
         worst = self.worst[0]
-        actual, expected = _told_apart(worst.actual, worst.expected)
+        actual, expected = told_apart(worst.actual, worst.expected)
         odd = not (math.isfinite(worst.actual) and math.isfinite(worst.expected))
         found = f"is {actual} at {list(worst.index)}" if odd else f"is off at {list(worst.index)}: {actual}"
         return f"{self.output} {found} but should be {expected} ({self._bound()})"
@@ -121,21 +116,12 @@ def compare(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance
     if not actual.is_floating_point():
         tolerance = Tolerance(0.0, 0.0, tolerance.required_matched_ratio)
     with torch.no_grad():
-        return _summary(output, actual.reshape(-1), expected.reshape(-1), actual.shape, tolerance)
+        return _summary(output, actual, expected, tolerance)
 
 
-# The columns of one chunk's row: sums, maxima, then a rank, an error and a place for each of its worst elements.
-_SUMS = ("matched", "nonfinite", "finite", "abs", "rel", "nonzero", "squares", "aa", "ee", "ae")
-_MAXIMA = ("abs", "rel", "headroom")
-_WIDTH = len(_SUMS) + len(_MAXIMA)
-
-
-def _summary(
-    output: str, actual: torch.Tensor, expected: torch.Tensor, shape: torch.Size, tolerance: Tolerance
-) -> Comparison:
-    rows = torch.stack([_measure(*chunk, tolerance) for chunk in _chunks(actual, expected)]).cpu()
-    total = dict(zip(_SUMS, rows[:, : len(_SUMS)].sum(0).tolist(), strict=True))
-    largest = dict(zip(_MAXIMA, rows[:, len(_SUMS) : _WIDTH].amax(0).tolist(), strict=True))
+def _summary(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Comparison:
+    found = measure(actual, expected, tolerance)
+    total, largest = found.total, found.largest
     mismatches = int(total["nonfinite"])
     infinite = math.inf if mismatches else 0.0
     return Comparison(
@@ -150,80 +136,19 @@ def _summary(
         mse=_mean(total["squares"], total["finite"]),
         headroom=max(largest["headroom"], infinite),
         nonfinite_mismatches=mismatches,
-        worst=_locate(actual, expected, shape, rows[:, _WIDTH:].reshape(-1, 3).tolist()),
+        worst=_locate(actual, expected, found.worst),
         atol=tolerance.atol,
         rtol=tolerance.rtol,
         required_matched_ratio=tolerance.required_matched_ratio,
     )
 
 
-def _measure(actual: torch.Tensor, expected: torch.Tensor, start: int, tolerance: Tolerance) -> torch.Tensor:
-    """One chunk's row; stays on the device and waits for nothing. `start` is the place of the chunk's first element."""
-    error, finite, same, a, e = _differences(actual, expected)
-    size = e.abs()
-    allowed = tolerance.rtol * size + tolerance.atol
-    ok = torch.where(finite, error <= allowed, same)
-    headroom = error / allowed
-    if tolerance.atol == 0:  # 0 / 0 is no error at all; an error where none is allowed leaves no headroom
-        headroom = torch.where(error > 0, headroom, 0.0)
-    nonzero = size > 0
-    relative = torch.where(nonzero, error / size, 0.0)
-    counts = [value.sum() for value in (ok, ~(finite | same), finite)]
-    sums = [error.sum(), relative.sum(), nonzero.sum(), error.dot(error), a.dot(a), e.dot(e), a.dot(e)]
-    maxima = [error.amax(), relative.amax(), headroom.amax()]
-    row = [value.double() for value in (*counts, *sums, *maxima)]
-    return torch.cat([torch.stack(row), _rank(torch.where(finite | same, error, torch.inf), ok, start)])
-
-
-def _differences(
-    actual: torch.Tensor, expected: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Error, whether both are finite, whether those that are not agree, and both values in float64, 0 if not finite."""
-    a, e = actual.double(), expected.double()
-    if not actual.is_floating_point():  # float64 does not hold every int64
-        actual, expected = actual.long(), expected.long()
-        gap = torch.maximum(actual, expected) - torch.minimum(actual, expected)
-        error = torch.where(gap < 0, gap.double() + 2.0**64, gap.double())  # beyond 2**63 the difference wraps around
-        return error, torch.ones_like(gap, dtype=torch.bool), gap == 0, a, e
-    finite = (a - a) == (e - e)  # 0 if finite, else nan, which equals nothing
-    if actual.device.type == "cpu" and bool(finite.all()):  # the usual case, but asking makes a GPU wait
-        return (a - e).abs_(), finite, finite, a, e
-    same = (a == e) | (a.isnan() & e.isnan())
-    a, e = torch.where(finite, a, 0.0), torch.where(finite, e, 0.0)
-    return (a - e).abs(), finite, same, a, e
-
-
-def _rank(error: torch.Tensor, ok: torch.Tensor, start: int) -> torch.Tensor:
-    """Rank, error and place of the worst elements of a chunk, the first place among equals; rank -inf is no element.
-
-    An error outside the tolerance ranks above 0, by its size, and one within below 0, by size too.
-    """
-    rank = torch.where(ok, (-1.0 / error).clamp_min(torch.finfo(torch.float64).min), error)
-    ranks, found = [], []
-    for _ in range(WORST):  # max gives the first of equals; which ones topk gives is not said
-        worst, place = rank.max(0, keepdim=True)
-        rank.index_fill_(0, place, -torch.inf)
-        ranks.append(worst)
-        found.append(place)
-    places = torch.cat(found)
-    return torch.stack([torch.cat(ranks), error[places], places.double() + start], 1).flatten()
-
-
-def _locate(
-    actual: torch.Tensor, expected: torch.Tensor, shape: torch.Size, ranked: list[list[float]]
-) -> tuple[Location, ...]:
-    rows = sorted((-rank, int(place), error) for rank, error, place in ranked if rank > -math.inf)[:WORST]
-    places = torch.tensor([place for _, place, _ in rows])
-    values = [tensor[places.to(tensor.device)].tolist() for tensor in (actual, expected)]
-    indices = torch.stack(torch.unravel_index(places, shape), 1).tolist() if shape else [[]]
-    found = zip(indices, *values, rows, strict=True)
-    return tuple(Location(tuple(index), a, e, error) for index, a, e, (_, _, error) in found)
-
-
-def _chunks(actual: torch.Tensor, expected: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    size = _CHUNK.get(actual.device.type, _LARGE_CHUNK)
-    for start in range(0, actual.numel(), size):
-        yield actual[start : start + size], expected[start : start + size], start
+def _locate(actual: torch.Tensor, expected: torch.Tensor, worst: tuple[tuple[int, float], ...]) -> tuple[Location, ...]:
+    found = []
+    for place, error in worst:
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), actual.shape))
+        found.append(Location(index, actual[index].item(), expected[index].item(), error))
+    return tuple(found)
 
 
 def _mean(total: float, count: float) -> float:
@@ -244,7 +169,7 @@ def _told(value: object) -> object:
     return list(value) if isinstance(value, torch.Size) else str(value).removeprefix("torch.")
 
 
-def _told_apart(actual: float, expected: float) -> tuple[str, str]:
+def told_apart(actual: float, expected: float) -> tuple[str, str]:
     """Both as short as tells them apart: whole numbers in full, others with 6, 9 or 17 digits."""
     texts = [(str(actual), str(expected))]
     if isinstance(actual, float):

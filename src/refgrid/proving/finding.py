@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Finding(AssertionError):
-    """A case did not match: its verdict, the reason in words and what was measured."""
+    """A case did not match: its verdict, the reason in one line, what was measured, and a report of several lines."""
 
-    def __init__(self, verdict: Verdict, reason: str, comparisons: Sequence[Comparison] = ()) -> None:
+    def __init__(self, verdict: Verdict, reason: str, comparisons: Sequence[Comparison] = (), report: str = "") -> None:
         super().__init__(reason)
-        self.verdict, self.reason, self.comparisons = verdict, reason, tuple(comparisons)
+        self.verdict, self.reason, self.comparisons, self.report = verdict, reason, tuple(comparisons), report
 
 
 def judge(error: BaseException) -> tuple[Verdict, str]:

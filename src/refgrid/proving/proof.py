@@ -11,10 +11,12 @@ from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet
 from refgrid.dataset.smaller import twin_of
 from refgrid.proving.compare import Comparison
+from refgrid.proving.determinism import Side, demand_deterministic, repeat
+from refgrid.proving.diagnosis import told_of
 from refgrid.proving.finding import Finding, judge
 from refgrid.proving.forms import compare_in_form, form_of, is_law
 from refgrid.proving.tolerance import Tolerance, looser, tolerance_for
-from refgrid.proving.workbench import Laid, Tensors, Workbench, demand_dtypes, demand_shapes, same_bits
+from refgrid.proving.workbench import Laid, Tensors, Workbench, demand_dtypes, demand_shapes
 from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
@@ -108,11 +110,13 @@ class Prover:
         reference, truth = self._bench.reference(bench), self._bench.truth(bench, case, case.source)
         demand_shapes("reference", reference, bench)
         demand_dtypes("reference", reference, bench)
+        actual = {**reference, **self._bench.drawn(bench)}
         with self._bench.timed("compare"):
-            comparisons = self._compare(
-                {**reference, **self._bench.drawn(bench)}, truth, case, [case.source], tolerance
-            )
-        _demand_match(comparisons, f"[{case.definition}, reference against {case.source}]")
+            comparisons = self._compare(actual, truth, case, [case.source], tolerance)
+        try:
+            _demand_match(comparisons, bench, actual, truth, f"[{case.definition}, reference against {case.source}]")
+        except Finding as finding:
+            raise self._repeated(finding, bench, case, actual, truth, tolerance) from None
         missing = [name for name in reference if name not in truth]
         return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
 
@@ -129,19 +133,27 @@ class Prover:
             for other in others:
                 shared = {name: tensor for name, tensor in truths[other].items() if name in truths[first]}
                 found = self._compare(shared, truths[first], case, [first, other], tolerance)
-                _demand_match(found, f"[{case.definition}, {other} against {first}]")
+                _demand_match(found, bench, shared, truths[first], f"[{case.definition}, {other} against {first}]")
                 comparisons += found
         return Proof(tuple(comparisons))
 
     def _determinism(self, case: Case, _: Tolerance | None) -> Proof:
         bench = self._bench.lay(case)
-        first, again = self._bench.reference(bench), self._bench.call_reference(bench)
-        for name, tensor in first.items():
-            if not same_bits(tensor, again[name]):
-                differing = int((tensor != again[name]).sum())
-                reason = f"{name} differs between two runs of the reference on equal inputs in {differing} elements"
-                raise Finding(Verdict.NONDETERMINISTIC, reason)
+        demand_deterministic(self._bench, bench, case)
         return Proof()
+
+    def _repeated(
+        self, found: Finding, bench: Laid, case: Case, actual: Tensors, truth: Tensors, tolerance: Tolerance | None
+    ) -> Finding:
+        """The finding, or that the sides differ from themselves: each is run once more."""
+        source, run = str(case.source), self._bench
+        verdict, note = repeat(
+            Side("the reference", actual, lambda: {**run.call_reference(bench), **run.call_drawn(bench)}),
+            Side(source, truth, lambda: run.call_truth(bench, case, source)),
+            lambda one, other: self._compare(one, other, case, [source], tolerance),
+        )
+        told = "; ".join(part for part in (found.reason, note) if part)
+        return Finding(verdict, told, found.comparisons, "\n".join(part for part in (found.report, note) if part))
 
     def _all_truths(self, bench: Laid, case: Case) -> tuple[dict[str, Tensors], dict[str, tuple[Verdict, str]]]:
         truths: dict[str, Tensors] = {}
@@ -178,7 +190,10 @@ def _gives_law(op: str, truth: Tensors) -> bool:
     return any(is_law(op, name, tensor) for name, tensor in truth.items())
 
 
-def _demand_match(comparisons: tuple[Comparison, ...], where: str) -> None:
-    wrong = [comparison.describe() for comparison in comparisons if not comparison.matches]
+def _demand_match(
+    comparisons: tuple[Comparison, ...], bench: Laid, actual: Tensors, expected: Tensors, where: str
+) -> None:
+    wrong = [comparison for comparison in comparisons if not comparison.matches]
     if wrong:
-        raise Finding(Verdict.MISMATCH, f"{'; '.join(wrong)} {where}", comparisons)
+        told, report = told_of(wrong, bench, actual, expected)
+        raise Finding(Verdict.MISMATCH, f"{told} {where}", comparisons, report)

@@ -28,6 +28,7 @@ from refgrid.sources import Adapter, Sources
 Tensors = dict[str, torch.Tensor]
 
 _KEPT_BYTES = 4 * 2**30
+_ALIGNED = 512  # bytes, as CUDA's allocator aligns; a CPU's aligns to 64
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Workbench:
         self._run: tuple[tuple[str, str], Callable[..., Any]] | None = None
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # as drawn, and the copy handed out
         self._planted: Mapping[str, Adapter] = {}
+        self._addresses: dict[str, int] = {}  # of the copies that were handed out last
 
     def begin(self) -> None:
         """Forget what was told of the last case."""
@@ -139,18 +141,20 @@ class Workbench:
     def drawn(self, bench: Laid) -> Tensors:
         """Many draws of each random output of the reference."""
         if bench.drawn is None:
-            run = self._compiled(bench.definition)
-            with self.timed("reference"):
-                bench.drawn = _draws(
-                    "reference", bench, lambda inputs: named(run(*inputs.values()), bench.definition), ()
-                )
+            bench.drawn = self.call_drawn(bench)
         return bench.drawn
 
-    def call_reference(self, bench: Laid) -> Tensors:
-        """The reference's outputs by name, computed anew."""
+    def call_drawn(self, bench: Laid) -> Tensors:
+        """The same draws anew."""
         run = self._compiled(bench.definition)
         with self.timed("reference"):
-            result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()))
+            return _draws("reference", bench, lambda inputs: named(run(*inputs.values()), bench.definition), ())
+
+    def call_reference(self, bench: Laid, elsewhere: bool = False) -> Tensors:
+        """The reference's outputs by name, computed anew; `elsewhere`, on inputs at other addresses than last time."""
+        run = self._compiled(bench.definition)
+        with self.timed("reference"):
+            result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()), elsewhere)
         return named(result, bench.definition)
 
     def _compiled(self, definition: Definition) -> Callable[..., Any]:
@@ -162,7 +166,7 @@ class Workbench:
         """A source's outputs by name, computed once a workload; raises what the source raises, each time."""
         if source not in bench.truths:
             try:
-                bench.truths[source] = self._call_truth(bench, case, source)
+                bench.truths[source] = self.call_truth(bench, case, source)
             except Exception as error:  # noqa: BLE001 - kept and raised below, also for later cases
                 forget_locals(error)
                 bench.truths[source] = error
@@ -171,7 +175,8 @@ class Workbench:
             raise truth
         return truth
 
-    def _call_truth(self, bench: Laid, case: Case, source: str) -> Tensors:
+    def call_truth(self, bench: Laid, case: Case, source: str) -> Tensors:
+        """The same, computed anew."""
         with self.timed("source"):  # once a process: import, probe, self-test, compilation
             adapter = self._planted.get(source) or self.sources.adapter(source, case.op, self.device)
         constants = constants_of(adapter, bench.definition)
@@ -189,9 +194,13 @@ class Workbench:
         with self.timed("truth"):
             return {**given, **_draws(source, bench, lambda inputs: adapter(**inputs, **constants), laws)}
 
-    def _on_copies(self, who: str, bench: Laid, call: Callable[[Mapping[str, Any]], Any]) -> Any:
-        """Call with copies at fresh addresses; whoever writes into its inputs is an error."""
-        copies = {name: self._copy(bench, name, value) for name, value in bench.inputs.tensors.items()}
+    def _on_copies(
+        self, who: str, bench: Laid, call: Callable[[Mapping[str, Any]], Any], elsewhere: bool = False
+    ) -> Any:
+        """Call with copies; whoever writes into its inputs is an error. `elsewhere`: not where they were last time."""
+        taken = self._addresses if elsewhere else {}
+        copies = {name: self._copy(bench, name, value, taken.get(name)) for name, value in bench.inputs.tensors.items()}
+        self._addresses = {name: x.data_ptr() for name, x in copies.items() if isinstance(x, torch.Tensor)}
         if drawn_outputs(bench.op, bench.definition):
             seed_draws(f"{bench.key}/{who}")
         try:
@@ -207,12 +216,12 @@ class Workbench:
                 raise Finding(Verdict.ERROR, f"{who} changed its input {name}, which is no output of the definition")
         return result
 
-    def _copy(self, bench: Laid, name: str, value: Any) -> Any:
+    def _copy(self, bench: Laid, name: str, value: Any, taken: int | None = None) -> Any:
         """A clone; that of a weight, which can be a gigabyte, serves all calls of its definition unless written to."""
         if not isinstance(value, torch.Tensor):
             return value
         if not bench.definition.is_weight(name):
-            return value.clone()
+            return value.clone() if taken is None else _clone_beside(value, taken)
         kept = self._weights.get(name)
         if kept is None or kept[0] is not value:
             self._weights[name] = kept = (value, value.clone())
@@ -226,6 +235,13 @@ class Workbench:
             yield
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+def _clone_beside(value: torch.Tensor, taken: int) -> torch.Tensor:
+    """A clone at another address than `taken`, as well aligned as the allocator's."""
+    buffer = torch.empty(value.nbytes + 2 * _ALIGNED, dtype=torch.uint8, device=value.device)
+    start = _ALIGNED if buffer.data_ptr() + _ALIGNED != taken else 2 * _ALIGNED
+    return buffer[start : start + value.nbytes].view(value.dtype).view(value.shape).copy_(value)
 
 
 def _give_back_memory(kept: int) -> None:

@@ -69,7 +69,8 @@ class Outcome:
     `comparisons` are `proving.compare.Comparison` as dictionaries, `seconds` and `hashes` say what was spent and used;
     `axes` are those that were run, `shrunk` says from what to what some were cut because the workload did not fit into
     the memory there was. `evidence` names the run whose outcome stands, where nothing had changed;
-    `device` is the GPU that it ran on, by name and UUID.
+    `device` is the GPU that it ran on, by name and UUID. `report` says of a failure, in several lines, what has no room
+    in `reason`: where it clusters, what explains it, the worst elements, and the command that runs the case alone.
     """
 
     case: Case
@@ -82,6 +83,7 @@ class Outcome:
     shrunk: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     evidence: str = ""
     device: str = ""
+    report: str = ""
 
 
 @checked(frozen=True)

@@ -16,6 +16,7 @@ from refgrid.records.record import Verdict
 from refgrid.running.devices import Device, DeviceError, visible_devices
 from refgrid.running.journal import Entry, death, last_entry, last_words, told_death
 from refgrid.running.libraries import cut_short
+from refgrid.running.replay import replay_command
 from refgrid.running.worker import JOURNALS, NoLease, Worker
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Controller:
 
     def __init__(self, config: pytest.Config, grid: Grid, stopped: Callable[[str], None]) -> None:
         """`stopped` is told why the rest will not run."""
-        self._grid, self._stopped = grid, stopped
+        self._config, self._grid, self._stopped = config, grid, stopped
         self._limit = cast(int, config.getoption("--case-timeout"))
         self._deaths: dict[str, tuple[Verdict, str]] = {}
         self._alive: set[str] = set()
@@ -117,8 +118,10 @@ class Controller:
             verdict, reason = self._death_of(report.node.gateway.id, case)
             device = getattr(self.entry(report.node.gateway.id), "device", "")
             outcome = {"case": asdict(case), "verdict": verdict.value, "reason": reason, "device": device}
+            where = "cuda" if self._grid.leases else "cpu"
+            outcome["report"] = f"replay: {replay_command(self._config, crashitem, case, where)}"
             report.user_properties.append(("refgrid", outcome))
-            report.longrepr = f"{verdict.value}: {reason}"
+            report.longrepr = f"{verdict.value}: {reason}\n\n{outcome['report']}"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LongestFirst | None:

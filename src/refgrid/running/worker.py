@@ -207,7 +207,7 @@ class Worker:
         reason = f"the CUDA context is lost after it: {self._fault} ({before})"
         verdict, reason = self._grid.expected.revise(case.name, Verdict.CRASH, reason)
         outcome.update(verdict=verdict.value, reason=reason)
-        colour(report, item, verdict, reason)
+        colour(report, item, outcome)
 
     def _leave(self, session: pytest.Session, case: Case) -> None:
         """End this process, in which every later case would fail; xdist replaces it."""

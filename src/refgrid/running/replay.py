@@ -1,0 +1,42 @@
+"""The one command that runs a single case again, as its failure report prints it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+import pytest
+
+from refgrid.dataset.case import Case
+from refgrid.environments.declared import EnvironmentsError, load_environments
+
+
+def replay_command(config: pytest.Config, nodeid: str, case: Case, device: str) -> str:
+    """What runs the case of one test again, where this run ran it, "cpu" or "cuda".
+
+    To be given to a shell in the folder of the noxfile or, where there is none, of pytest's configuration.
+
+    An environment that this checkout declares is prepared by its session; any other is the one that pytest is in.
+    """
+    environment = config.getoption("--environment")
+    if environment in _declared(config):
+        command = ["nox", "-s", f"tests-{environment}", "--", nodeid]
+    else:
+        command = ["pytest", nodeid, "--device", device, "--environment", environment]
+    return shlex.join([*command, "--test-sizes", case.size, *_kept(config)])
+
+
+def _kept(config: pytest.Config) -> list[str]:
+    """The options of this run without which the case would be another one."""
+    option = config.getoption
+    told = {"--seed": option("--seed") or None, "--tolerance": option("--tolerance"), "--dataset": option("--dataset")}
+    if math.isfinite(memory := option("--memory")):
+        told["--memory"] = int(memory)
+    return [part for name, value in told.items() if value is not None for part in (name, str(value))]
+
+
+def _declared(config: pytest.Config) -> set[str]:
+    try:
+        return set(load_environments(config.rootpath / "ci" / "environments.toml"))
+    except (EnvironmentsError, OSError):
+        return set()

@@ -1,0 +1,166 @@
+"""Determinism: what gives other bits for equal inputs is named, by side and by how much, and never becomes green."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from refgrid.dataset.case import Case
+from refgrid.dataset.definition import load_dataset
+from refgrid.proving.determinism import BATCHED
+from refgrid.proving.finding import Finding
+from refgrid.proving.proof import Prover
+from refgrid.proving.workbench import _clone_beside, same_bits
+from refgrid.records.record import Verdict
+from refgrid.sources import Sources
+
+Truth = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+COUNT = "run.calls = getattr(run, 'calls', 0) + 1"
+
+
+def twice(x: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    return {"y": x * 2}
+
+
+@pytest.fixture
+def finds(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Callable[..., Finding]:
+    """The finding of one check of a reference, given as the body of `run(x)`, of three rows and four columns."""
+
+    def prove(body: str, check: Any = "determinism", truth: Truth = twice, op: str = "double") -> None:
+        text = "import torch\n\ndef run(x):\n    " + body.replace("\n", "\n    ") + "\n"
+        write_definition({**double, "reference": text}, 3)
+        table = (SimpleNamespace(name="kernel", ops=(op,)),)
+        sources = Sources((SimpleNamespace(SOURCES=table, adapter=lambda *_: truth),))
+        source = "kernel" if check == "numerics" else None
+        Prover(load_dataset(tmp_path), sources, "cpu").prove(Case("double_n4", "double", op, "b3", check, source))
+
+    def find(*arguments: Any, **named: Any) -> Finding:
+        with pytest.raises(Finding) as caught:
+            prove(*arguments, **named)
+        return caught.value
+
+    find.prove = prove  # type: ignore[attr-defined]
+    return find
+
+
+class TestOfTheReference:
+    def test_a_counter_is_found_and_told_by_how_much(self, finds: Any) -> None:
+        found = finds(f"{COUNT}\nreturn x * 2 + (run.calls - 1) * 0.5")
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        told = "y differs between two runs of the reference on equal inputs in 12 of 12 elements, by up to 0.5"
+        assert found.reason == told
+
+    def test_another_sign_of_zero_is_another_bit(self, finds: Any) -> None:
+        found = finds(f"{COUNT}\nreturn torch.zeros_like(x) * (1 if run.calls > 1 else -1)")
+
+        assert "in 12 of 12 elements, by up to 0" in found.reason
+
+    def test_another_shape_is_no_crash_of_the_check(self, finds: Any) -> None:
+        found = finds(f"{COUNT}\nreturn x * 2 if run.calls == 1 else x[:1] * 2")
+
+        assert "in 12 of 12 elements, by up to inf" in found.reason
+
+    def test_inputs_lie_at_other_addresses_the_second_time(self, finds: Any) -> None:
+        body = "run.at = getattr(run, 'at', 0) or x.data_ptr()\nreturn x * 2 + (x.data_ptr() != run.at)"
+
+        assert finds(body).verdict is Verdict.NONDETERMINISTIC
+
+    def test_equal_bits_each_time_are_a_proof(self, finds: Any) -> None:
+        finds.prove("return x * 2")
+        finds.prove("return x * float('nan')")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("shape", [(3, 5), (), (0, 4), (2000,)])
+def test_a_clone_beside_has_the_same_bits_at_another_aligned_address(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    value = torch.randn(shape).mul(9).to(dtype)
+    first = _clone_beside(value, 0)
+
+    second = _clone_beside(value, first.data_ptr())
+
+    assert same_bits(second, value)
+    assert second.data_ptr() != first.data_ptr() or not value.numel()
+    assert second.data_ptr() % 64 == 0 or not value.numel()
+
+
+class TestOfRows:
+    """A row's result must not depend on its place or its neighbours, where the op promises it."""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            pytest.param("return x * 2 + torch.arange(len(x))[:, None] * 1e-6", id="place"),
+            pytest.param("return x * 2 + x.mean() * 1e-6", id="neighbours"),
+            pytest.param("y = x * 2\ny[-1] += 1e-6\nreturn y", id="last"),
+        ],
+    )
+    def test_a_dependence_is_found_where_the_op_promises_none(self, finds: Any, body: str) -> None:
+        found = finds(body, op="rmsnorm")
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        assert found.reason.startswith(
+            "y of a row depends on where in batch_size it stands, or beside which others, in "
+        )
+        finds.prove(body, op="double")  # which promises nothing
+
+    def test_rows_by_themselves_are_a_proof(self, finds: Any) -> None:
+        finds.prove("return x * 2 + x.sum(dim=1, keepdim=True)", op="rmsnorm")
+
+    def test_every_promise_is_of_an_op_and_an_axis_that_exist(self) -> None:
+        definitions = load_dataset(Path(__file__).parents[1]).definitions.values()
+
+        for batched in BATCHED:
+            of_op = [each for each in definitions if each.name.startswith(f"{batched.op}_")]
+            assert of_op
+            assert all(batched.axis in (spec.shape or ())[:1] for each in of_op for spec in each.outputs.values())
+
+
+class TestOfAFailedComparison:
+    def test_a_mismatch_that_stays_the_same_is_one(self, finds: Any) -> None:
+        found = finds("return x * 3", "numerics")
+
+        assert found.verdict is Verdict.MISMATCH
+        assert "second run" not in found.reason
+
+    def test_a_reference_that_is_right_the_next_time_is_not_green(self, finds: Any) -> None:
+        found = finds(f"{COUNT}\nreturn x * 2 + (run.calls == 1)", "numerics")
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        told = "a second run of the reference on equal inputs differs: y in 12 of 12 elements, by up to 1"
+        assert found.reason.endswith(f"[double_n4, reference against kernel]; {told}")
+        assert found.report.endswith(told)
+        assert not found.comparisons[0].matches
+
+    def test_a_truth_that_changes_is_named(self, finds: Any) -> None:
+        calls = []
+
+        def wild(x: torch.Tensor) -> Mapping[str, torch.Tensor]:
+            calls.append(x)
+            return {"y": x * 2 + len(calls)}
+
+        found = finds("return x * 2", "numerics", truth=wild)
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        assert "a second run of kernel on equal inputs differs: y in 12 of 12 elements, by up to 1" in found.reason
+        assert "a second run of the reference" not in found.reason
+        assert len(calls) == 2, "once more, and not until it is right"
+
+    def test_a_change_too_small_to_matter_leaves_a_mismatch_and_is_told(self, finds: Any) -> None:
+        found = finds(f"{COUNT}\nreturn x * 3 + run.calls * 2.0**-18", "numerics")
+
+        assert found.verdict is Verdict.MISMATCH
+        assert "a second run of the reference on equal inputs differs: y in " in found.reason
+
+    def test_a_side_that_fails_the_second_time_leaves_a_mismatch_and_is_told(self, finds: Any) -> None:
+        found = finds(f"{COUNT}\nif run.calls > 1: raise KeyError('k')\nreturn x * 3", "numerics")
+
+        assert found.verdict is Verdict.MISMATCH
+        assert found.reason.endswith("; the reference could not be repeated: KeyError: 'k'")
