@@ -18,6 +18,8 @@ OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
 # The instrument's modules that run cases; everything else of it must start without torch.
 TENSOR_MODULES = {
     "compare.py",
+    "rows.py",
+    "precision.py",
     "chosen.py",
     "draws.py",
     "forms.py",
