@@ -20,6 +20,9 @@ TENSOR_MODULES = {
     "compare.py",
     "rows.py",
     "precision.py",
+    "referee.py",
+    "distance.py",
+    "measure.py",
     "chosen.py",
     "draws.py",
     "forms.py",
@@ -100,6 +103,7 @@ PARTS: dict[str, set[str]] = {
     "records": {"dataset", "environments"},
     "report": {"dataset", "environments", "records"},
     "overlays": {"environments"},
+    "calibration": {"dataset", "environments", "proving", "records"},
     "warming": {"dataset"},
 }
 

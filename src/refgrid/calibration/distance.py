@@ -33,4 +33,4 @@ def distance(actual: torch.Tensor, expected: torch.Tensor, rtols: Mapping[str, f
     relative = torch.where(size > 0, error / size, 0.0)
     beyond = {name: max(0.0, float((error - rtol * size).max())) for name, rtol in rtols.items()}
     rows = furthest_row(a, e, bound=1.0)
-    return Distance(float(error.max()), float(relative.max()), beyond, rows and rows.error)
+    return Distance(float(error.max()), float(relative.max()), beyond, rows.error if rows else None)

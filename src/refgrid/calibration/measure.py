@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from refgrid.calibration.distance import Distance, distance
-from refgrid.calibration.rounding import UNIT, least_rtol
+from refgrid.calibration.rounding import FLOAT64, FORMULA, REFERENCE, UNIT, least_rtol
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet
 from refgrid.dataset.reference import compile_reference
@@ -22,12 +22,11 @@ from refgrid.proving.workbench import Laid, Tensors, Workbench
 from refgrid.sources import Sources
 
 PERCENTILES = (50, 90, 99, 100)
-REFERENCE, FORMULA, FLOAT64 = "reference", "same formula in the library's dtype", "float64"
 
 
 @dataclass(frozen=True, order=True)
 class Subject:
-    """Whose output is held against what: `who` is a source, the reference or the formula; `against` float64 or a source."""
+    """Whose output is held against what: `who` a source, the reference, the formula; `against` float64 or a source."""
 
     op: str
     dtype: str
@@ -49,7 +48,10 @@ class Measurer:
         self.absent: dict[str, str] = {}  # "source, case" -> why it gave nothing there
 
     def measure(self, case: Case, seeds: Iterable[int]) -> None:
-        """Add the distances of these draws of a case's workload."""
+        """Add the distances of these draws of a case's workload, of outputs that are compared as numbers."""
+        outputs = self._bench.dataset.definitions[case.definition].outputs
+        if not any(_calibrates(case.op, name, spec.dtype) for name, spec in outputs.items()):
+            return
         for seed in seeds:
             self._draw(replace(case, seed=seed))
         self._bench.clear()

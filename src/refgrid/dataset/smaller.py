@@ -97,12 +97,16 @@ def demand_allowed(definition: Definition, axes: Axes, workload: str) -> None:
         raise DefinitionError(definition.file, "constraints", f"{broken} (workload {workload})")
 
 
-def twin_of(definition: Definition, workloads: Iterable[Workload]) -> Definition | None:
+def twin_of(
+    definition: Definition, workloads: Iterable[Workload], above: float = TWIN_ABOVE, most: float = TWIN_BYTES
+) -> Definition | None:
     """The same op and reference with smaller constants; None for a definition whose weights are small enough.
+
+    Weights of more than `above` bytes become at most `most`.
 
     Raises DefinitionError when the constraints, with the scalars of these workloads, allow no smaller one.
     """
-    if weight_bytes(definition) <= TWIN_ABOVE:
+    if weight_bytes(definition) <= above:
         return None
     relations = _relations(definition, set(constants(definition)), _scalars(workloads))
     whole = weight_bytes(definition)
@@ -117,14 +121,12 @@ def twin_of(definition: Definition, workloads: Iterable[Workload]) -> Definition
         return weight_bytes(made(axes))
 
     def fits(axes: Axes) -> bool:
-        return size(axes) <= TWIN_BYTES
+        return size(axes) <= most
 
     try:
         return made(_halved(constants(definition), names, relations, size, fits, evenly=True))
     except CannotShrink as error:
-        raise DefinitionError(
-            definition.file, "constraints", f"leave no twin of {told_bytes(TWIN_BYTES)}: {error}"
-        ) from None
+        raise DefinitionError(definition.file, "constraints", f"leave no twin of {told_bytes(most)}: {error}") from None
 
 
 def constants(definition: Definition) -> Axes:

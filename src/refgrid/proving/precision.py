@@ -44,38 +44,38 @@ def in_dtype(call: Call, inputs: Mapping[str, Any], dtype: torch.dtype) -> Any:
         return call(inputs)
 
 
-class _Wide(TorchDispatchMode):  # type: ignore[misc] # Any where torch is absent
+class _Wide(TorchDispatchMode):
     """Casts to, and new tensors of, a float of 16 or 32 bits become float64."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") in _ROUNDED:
             kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)
 
 
-class _Choices(TorchDispatchMode):  # type: ignore[misc]
+class _Choices(TorchDispatchMode):
     """Remembers what was chosen, call by call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.made: list[torch.Tensor] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if _chooses(func, args):
             self.made.append(result[1])
         return result
 
 
-class _Narrow(TorchDispatchMode):  # type: ignore[misc]
+class _Narrow(TorchDispatchMode):
     """Rounds every float32 that is computed, in place where it was written in place; choices are those made before."""
 
     def __init__(self, dtype: torch.dtype, choices: Iterator[torch.Tensor]) -> None:
         super().__init__()
         self._dtype, self._choices = dtype, choices
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if _chooses(func, args):
             chosen = next(self._choices)

@@ -1,8 +1,8 @@
 """Tolerances: what `match` means for one output of one op in one dtype, held against one truth.
 
-`|actual - expected| <= atol + rtol * |expected|`, elementwise, for at least `required_matched_ratio` of the elements, and
-each row no further off than `row_norm` of its own norm. The numbers are data beside this module: tolerance.toml holds
-the ceilings of the source documents and the truths known to be less precise, tolerance.json what calibration made
+`|actual - expected| <= atol + rtol * |expected|`, elementwise, for at least `required_matched_ratio` of the elements,
+and each row no further off than `row_norm` of its own norm. The numbers are data beside this module: tolerance.toml
+holds the ceilings of the source documents and the truths known to be less precise, tolerance.json what calibration made
 tighter, with the measurements behind it.
 """
 

@@ -13,7 +13,7 @@ def rmsnorm(hidden_states: torch.Tensor, weight: torch.Tensor, *, eps: float) ->
 def fused_add_rmsnorm(
     hidden_states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, eps: float
 ) -> dict[str, torch.Tensor]:
-    """The norm of the unrounded sum. hidden_states, residual [batch_size, hidden_size] -> output, residual_out alike."""
+    """The norm of the unrounded sum: hidden_states, residual [batch_size, hidden_size] -> output, residual_out."""
     x = hidden_states.double() + residual.double()
     return {"output": _scaled(x, weight, eps).to(hidden_states.dtype), "residual_out": x.to(residual.dtype)}
 
