@@ -1,7 +1,8 @@
 """What committed records say of a library's error, where no calibration has run: enough to tighten a few rows.
 
 A comparison kept its largest error M and its headroom h under an atol and an rtol: every error is at most M, and at
-most h (atol + rtol |expected|). So with rtol as it was an atol of min(M, h atol) is met for certain, and nothing smaller is.
+most h (atol + rtol |expected|). So with rtol as it was an atol of min(M, h atol) is met for certain; of a smaller one
+nobody can say.
 """
 
 from __future__ import annotations
