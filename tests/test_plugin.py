@@ -342,7 +342,9 @@ def test_a_tolerance_that_loosens_without_a_reason_is_refused_with_the_numbers(p
     done = project.run("--tolerance", "1e-3")
 
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    told = "--tolerance 0.001 is looser than the source documents' table: float32 has atol 1e-05, rtol 1e-05 (double_n4.y)"
+    told = (
+        "--tolerance 0.001 is looser than the source documents' table: float32 has atol 1e-05, rtol 1e-05 (double_n4.y)"
+    )
     assert told in done.stderr + done.stdout
     assert "add --reason TEXT" in done.stderr + done.stdout
 

@@ -1,4 +1,4 @@
-"""When sources disagree, float64 settles who is off; the verdict stays, the reason tells. Sources of one kernel count once."""
+"""Where two disagree, float64 settles who is off: the verdict stays, the reason tells; and one kernel is one truth."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from refgrid.dataset.case import Case  # noqa: E402 - importing it needs torch
-from refgrid.dataset.definition import load_dataset  # noqa: E402
-from refgrid.proving.finding import Finding  # noqa: E402
-from refgrid.proving.proof import Proof, Prover  # noqa: E402
-from refgrid.proving.referee import settle  # noqa: E402
-from refgrid.proving.tolerance import Tolerance  # noqa: E402
-from refgrid.records.record import Verdict  # noqa: E402
-from refgrid.sources import Sources  # noqa: E402
+from refgrid.dataset.case import Case
+from refgrid.dataset.definition import load_dataset
+from refgrid.proving.finding import Finding
+from refgrid.proving.proof import Proof, Prover
+from refgrid.proving.referee import settle
+from refgrid.proving.tolerance import Tolerance
+from refgrid.records.record import Verdict
+from refgrid.sources import Sources
 
 Truth = Callable[[torch.Tensor], torch.Tensor]
 
@@ -113,7 +112,9 @@ def test_a_wrong_library_leaves_a_right_reference_red_and_takes_the_blame(bench:
     assert told.endswith("beyond its tolerance: library")
 
 
-def test_a_wrong_reference_takes_the_blame_itself(tmp_path: Path, double: dict[str, Any], write_definition: Any) -> None:
+def test_a_wrong_reference_takes_the_blame_itself(
+    tmp_path: Path, double: dict[str, Any], write_definition: Any
+) -> None:
     write_definition(double, 1)
 
     told = Bench(tmp_path, "return x * 2 + 0.5").refuted("numerics", "library", library=exactly)
@@ -131,7 +132,7 @@ def test_without_a_formula_the_mismatch_stays_and_says_so(bench: Bench) -> None:
 
 
 def test_a_formula_that_fails_does_not_hide_what_was_found(bench: Bench) -> None:
-    def failing(x: torch.Tensor) -> Any:
+    def failing(x: torch.Tensor) -> Any:  # noqa: ARG001 - sources are called by name
         raise RuntimeError("out of order")
 
     bench.referee = failing
@@ -151,7 +152,7 @@ def test_what_is_not_finite_is_infinitely_far(bench: Bench) -> None:
 def test_two_sources_of_one_kernel_count_once(bench: Bench) -> None:
     bench.kernels = {"one": "norm.cuh", "two": "norm.cuh"}
 
-    with pytest.raises(Finding, match="one and two ran norm.cuh: one truth") as caught:
+    with pytest.raises(Finding, match=r"one and two ran norm\.cuh: one truth") as caught:
         bench.prove("agreement", one=exactly, two=exactly)
 
     assert caught.value.verdict is Verdict.NO_GROUND_TRUTH
