@@ -129,6 +129,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "refgrid.commands.bench", *session.posargs)
 
 
+@nox.session(python=VENVS["cpu"]["python"], default=False)
+def calibrate(session: nox.Session) -> None:
+    """Measure everyone's error from float64 on this CPU, and derive the table of tolerances and its report."""
+    _install(session, "cpu")
+    session.run("refgrid", "calibrate", "--environment=cpu", *session.posargs)
+
+
 @nox.session(name="bench-references", python=VENVS["cpu"]["python"], default=False)
 def bench_references(session: nox.Session) -> None:
     """Time each reference against a plain loop over sequences, tokens or heads."""

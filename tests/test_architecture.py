@@ -22,6 +22,10 @@ TENSOR_MODULES = {
     "diagnosis.py",
     "determinism.py",
     "explanations.py",
+    "rows.py",
+    "precision.py",
+    "referee.py",
+    "distance.py",
     "chosen.py",
     "draws.py",
     "likelihood.py",
@@ -105,6 +109,7 @@ PARTS: dict[str, set[str]] = {
     "records": {"dataset", "environments"},
     "report": {"dataset", "environments", "records"},
     "overlays": {"environments"},
+    "calibration": {"dataset", "environments", "proving", "records"},
     "warming": {"dataset"},
     "mutants": {"dataset", "proving", "records", "report"},
 }

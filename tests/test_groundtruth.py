@@ -699,3 +699,30 @@ def test_what_flashinfer_refuses_is_unsupported(
 )
 def test_only_a_refusal_in_words_is_unsupported(words: str, refusal: bool) -> None:
     assert groundtruth._is_refusal(RuntimeError(words)) is refusal
+
+
+@pytest.mark.parametrize("op", [op for source in SOURCES for op in source.judges])
+def test_the_referee_knows_the_answer_of_every_op_that_it_judges(op: str) -> None:
+    given, expected = selftest.answer(op)
+
+    found = groundtruth.referee(op, "cpu")(**given)
+
+    assert set(found) == set(expected)
+    for name, tensor in found.items():
+        assert torch.allclose(tensor.float(), expected[name].float(), atol=1e-2, rtol=1e-2), name
+
+
+def test_every_op_has_a_referee_and_an_unknown_one_is_told() -> None:
+    assert all(groundtruth.referee(op, "cpu") for op in FAMILY)
+    with pytest.raises(LookupError, match="oracle has no op 'conv'"):
+        groundtruth.referee("conv", "cpu")
+
+
+def test_every_source_says_what_computes_each_of_its_ops() -> None:
+    assert all(source.kernel(op) != source.name for source in SOURCES for op in source.ops)
+
+
+def test_norms_of_sglang_and_flashinfer_are_one_truth() -> None:
+    for op in ("rmsnorm", "fused_add_rmsnorm"):
+        assert NAMED["sglang"].kernel(op) == NAMED["flashinfer"].kernel(op)
+        assert NAMED["torch"].kernel(op) != NAMED["flashinfer"].kernel(op)

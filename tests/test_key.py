@@ -154,6 +154,8 @@ CHANGES = [
     Change("instrument", edit("refgrid/proving/compare.py")),
     Change("instrument", edit("refgrid/proving/inputs/plain.py")),
     Change("instrument", edit("refgrid/proving/tolerance.py")),
+    Change("instrument", edit("refgrid/proving/tolerance.toml")),
+    Change("instrument", edit("refgrid/proving/tolerance.json")),
     Change("instrument", edit("refgrid/contract.py")),
     Change("instrument", edit("refgrid/plugin.py")),
     Change("lock", edit("lock.txt")),
@@ -259,6 +261,17 @@ def test_an_edit_after_the_key_was_asked_for_is_noticed(checkout: Checkout) -> N
 
     assert keys.edited(case)
     assert not keys.edited(cases["double_n4-b1-shape"])
+
+
+@pytest.mark.parametrize("file", ["refgrid/proving/tolerance.toml", "refgrid/proving/tolerance.json"])
+def test_an_edit_of_the_table_of_tolerances_is_noticed_too(checkout: Checkout, file: str) -> None:
+    keys, cases = checkout.keys()
+    case = cases["double_n4-b1-shape"]
+    keys.key(case)
+
+    edit(file)(checkout)
+
+    assert keys.edited(case)
 
 
 def test_the_table_of_ground_truth_tells_where_each_adapter_comes_from() -> None:

@@ -97,3 +97,21 @@ def test_one_number_stands_for_both() -> None:
 
 def test_two_truths_may_differ_by_the_looser_of_each() -> None:
     assert looser(Tolerance(1, 2, 0.9), Tolerance(2, 1)) == Tolerance(2, 2, 0.9)
+
+
+def test_a_calibrated_row_is_that_of_its_truth_alone() -> None:
+    row = tolerance_for("gemm", "float16", "C", "torch on cpu")
+
+    assert row.atol < tolerance_for("gemm", "float16", "C").atol
+    assert row.row_norm is not None
+    assert tolerance_for("gemm", "float16", "C", "torch on cuda") == tolerance_for("gemm", "float16", "C")
+
+
+def test_rows_stay_bounded_only_where_both_truths_bound_them() -> None:
+    assert looser(Tolerance(1, 1, row_norm=0.1), Tolerance(1, 1, row_norm=0.2)).row_norm == 0.2
+    assert looser(Tolerance(1, 1, row_norm=0.1), Tolerance(1, 1)).row_norm is None
+
+
+def test_a_row_norm_that_bounds_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="row_norm = inf, but should be"):
+        Tolerance(1, 1, row_norm=math.inf)

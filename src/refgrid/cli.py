@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refgrid.commands.audit import audit, overlay, wheelhouse
+from refgrid.commands.calibrate import calibrate
 from refgrid.commands.campaign import here, run
 from refgrid.commands.ci import ci
 from refgrid.commands.due import due, explain
@@ -112,6 +113,7 @@ def render(dataset: Path, package: str, check: bool) -> None:
 @click.option("--force", is_flag=True, help="Write the class anew where one exists.")
 @click.option("--test-sizes", callback=_sizes_of, default="", metavar=_SIZES_META, help="Sizes of the written classes.")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="atol = rtol of the written classes.")
+@click.option("--reason", "tolerance_reason", default="", metavar="TEXT", help="Why --tolerance is that loose.")
 def add_reference_tests(
     dataset: Path,
     definition_name: str | None,
@@ -170,6 +172,7 @@ main.add_command(show_plan, "plan")
 main.add_command(audit)
 main.add_command(keep)
 main.add_command(scaling)
+main.add_command(calibrate)
 main.add_command(overlay)
 main.add_command(wheelhouse)
 main.add_command(check_environments)

@@ -17,12 +17,14 @@ class ReferenceContract:
     """What a reference must fulfil, one test method a kind of case.
 
     `definition_name` names the definition; None stands for every definition that has no class of its own.
-    `test_sizes` and `tolerance` hold unless the options of the same name are given.
+    `test_sizes` and `tolerance` hold unless the options of the same name are given; a tolerance looser than the source
+    documents' table needs `tolerance_reason`.
     """
 
     definition_name: ClassVar[str | None] = None
     test_sizes: ClassVar[tuple[Size, ...] | None] = None
     tolerance: ClassVar[float | None] = None
+    tolerance_reason: ClassVar[str] = ""
 
     def test_definition(self, case: Case, prove: Prove) -> None:
         """The definition's file can be used; this runs only where it cannot."""

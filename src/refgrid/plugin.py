@@ -18,8 +18,9 @@ from refgrid.dataset.smaller import told_changes
 from refgrid.proving.expected import ExpectedFailures
 from refgrid.proving.finding import forget_locals, judge
 from refgrid.proving.tolerance import tolerance_of
-from refgrid.records.record import BY_HAND, CUT, Verdict
+from refgrid.records.record import CUT, Verdict
 from refgrid.running.budget import Budget
+from refgrid.running.by_hand import ByHand
 from refgrid.running.controller import leases_there, register_runner
 from refgrid.running.grid import Grid
 from refgrid.running.options import add_options
@@ -51,9 +52,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """A name that the data set does not have ends the session here, before anything is collected."""
-    option = session.config.getoption
+    option, grid = session.config.getoption, session.config.stash[_GRID]
     if option("--op-type") or option("--definition-name") or option("--dataset"):
-        _ = session.config.stash[_GRID].cases
+        _ = grid.cases
+    if option("--reason") and option("--tolerance") is None:
+        raise pytest.UsageError("--reason is that of --tolerance, which is not given")
+    if option("--tolerance") is not None:
+        ByHand.of(session.config, None).demand_reason(grid.dataset, grid.cases.values())
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -69,6 +74,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     contract = cast("type[ReferenceContract]", metafunc.cls)
     grid = metafunc.config.stash[_GRID]
     cases = grid.cases_for(contract, metafunc.function.__name__, metafunc.definition.path)
+    ByHand.of(metafunc.config, contract).demand_reason(grid.dataset, cases)
     slow = pytest.mark.slow
     metafunc.parametrize(
         "case", [pytest.param(case, id=case.id, marks=slow if case.size == "large" else ()) for case in cases]
@@ -94,7 +100,7 @@ def prove(request: pytest.FixtureRequest) -> Prove:
         found: dict[str, Any] = {}
         request.node.stash[_FOUND] = found
         try:
-            bound = _bound_by_hand(request)
+            bound = ByHand.of(request.config, request.cls).bound
             proof = prover.prove(case, None if bound is None else tolerance_of(bound))
         except Exception as error:
             forget_locals(error)
@@ -105,7 +111,7 @@ def prove(request: pytest.FixtureRequest) -> Prove:
             raise
         finally:
             found.update(seconds=prover.seconds, hashes=prover.hashes, axes=prover.axes, shrunk=prover.shrunk)
-        found.update(comparisons=proof.comparisons, reason=_noted(proof.note, _bound_by_hand(request)))
+        found.update(comparisons=proof.comparisons, reason=proof.note)
 
     return run
 
@@ -123,6 +129,8 @@ def pytest_runtest_makereport(
         error = found.get("error") or (call.excinfo.value if call.excinfo else None)
         outcome = _outcome(case, found, error, item.config.stash[_GRID].expected)
         outcome["hashes"] = {**outcome["hashes"], "tolerance": tolerance_asked(item)}
+        if Verdict(outcome["verdict"]).colour != "yellow":  # which no tolerance had a part in
+            outcome["reason"] = ByHand.of(item.config, getattr(item, "cls", None)).noted(outcome["reason"])
         if Verdict(outcome["verdict"]).colour == "red":
             device = "cuda" if item.config.stash[_GRID].leases else "cpu"
             replay = replay_command(item.config, item.nodeid, case, device)
@@ -172,16 +180,6 @@ def colour(report: pytest.TestReport, item: pytest.Item, outcome: dict[str, Any]
     elif verdict.colour == "red":
         report.outcome = "failed"
         report.longrepr = f"{verdict.value}: {reason}\n\n{outcome.get('report', '')}\n\n{report.longrepr}"
-
-
-def _bound_by_hand(request: pytest.FixtureRequest) -> float | None:
-    """What replaces the table of tolerances: the option, else the class's own; None where the table holds."""
-    bound = request.config.getoption("--tolerance")
-    return cast("type[ReferenceContract]", request.cls).tolerance if bound is None else cast(float, bound)
-
-
-def _noted(note: str, bound: float | None) -> str:
-    return "; ".join(part for part in (note, "" if bound is None else BY_HAND.format(f"{bound:g}")) if part)
 
 
 def _is_contract(cls: type | None) -> bool:

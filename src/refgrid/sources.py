@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -75,6 +76,8 @@ class Provider(Protocol):
     """What an entry point of the group names: a module with a table and a way to an adapter.
 
     It may have `origin(source_name, op)`, which gives the Origin of an adapter; without it all of it counts as one.
+    It may have `referee(op, device)`, a ground-truth function in float64 that raises LookupError for an op that it
+    does not have, and its sources `kernel(op)`, which says what computes an op: sources of one kernel are one truth.
     A module `kernels` in its package may have `kernels(source_name, op, inputs)`, which gives Kernels.
     """
 
@@ -109,6 +112,21 @@ class Sources:
     def adapter(self, name: str, op: str, device: str) -> Adapter:
         """The ground-truth function of one source; see Provider.adapter for what it raises."""
         return self._provider[name].adapter(name, op, device)
+
+    def referee(self, op: str, device: str) -> Adapter:
+        """The float64 formula that judges the sources of one op; raises LookupError when no provider has one."""
+        for provider in {id(each): each for each in self._provider.values()}.values():
+            told = getattr(provider, "referee", None)
+            if told is None:
+                continue
+            with suppress(LookupError):
+                return cast(Adapter, told(op, device))
+        raise LookupError(f"no float64 formula of {op}")
+
+    def kernel(self, name: str, op: str) -> str:
+        """What computes one op for one source; its own name where its provider does not say."""
+        told = getattr(self._source(name), "kernel", None)
+        return cast(str, told(op)) if told else name
 
     def origin(self, name: str, op: str) -> Origin:
         """Where the ground-truth function of one source comes from, to tell whether it has changed."""

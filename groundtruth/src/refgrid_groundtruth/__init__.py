@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
 
-from refgrid_groundtruth.table import FAMILY, SOURCES, Origin, Source
+from refgrid_groundtruth.table import FAMILY, REFEREE, SOURCES, Origin, Source
 
-__all__ = ["SOURCES", "Origin", "Source", "Unavailable", "adapter", "origin", "unproven"]
+__all__ = ["SOURCES", "Origin", "Source", "Unavailable", "adapter", "origin", "referee", "unproven"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +66,11 @@ def adapter(source_name: str, op: str, device: str) -> Adapter:
     return found
 
 
+def referee(op: str, device: str) -> Adapter:
+    """The float64 formula that settles which of two sources is off; as `adapter`, also where it is no source itself."""
+    return adapter(REFEREE, op, device)
+
+
 def unproven(source_name: str, op: str) -> Adapter:
     """The same function before its self-test: for faults planted into it, which others must find as well.
 
@@ -92,7 +97,7 @@ def _source(name: str, op: str) -> Source:
     known = {source.name: source for source in SOURCES}
     if name not in known:
         raise LookupError(f"unknown source {name!r}: should be one of {', '.join(known)}")
-    if op not in known[name].ops:
+    if op not in (*known[name].ops, *known[name].judges):
         raise LookupError(f"{name} has no op {op!r}: should be one of {', '.join(known[name].ops)}")
     return known[name]
 
@@ -145,7 +150,7 @@ def _demand_library(source: Source) -> None:
 
 def _demand_functions(source: Source, op: str) -> None:
     """The library imports and has what the adapter calls; presence is looked up, never guessed from a version."""
-    for path in (source.library, *source.needs[op]):
+    for path in (source.library, *source.needs.get(op, ())):
         try:
             _resolve(path)
         except Unavailable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Source:
     `versions` is a PEP 440 specifier of the releases it serves; `needs` gives for each op the library's functions that
     its adapter calls, `options` what is bound of the adapter's parameters; `capability` is the one compute capability
     that the source's kernels exist for, and `compiles` says that they are built at the first call. `adapters` is the
-    folder of its adapters where that is not called like the library.
+    folder of its adapters where that is not called like the library. `runs` says what computes an op, by globs of ops
+    of which the first that fits counts: sources that run the same are one truth. `judges` are the ops for which it is
+    asked, beside those that it serves, when others disagree.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Source:
     capability: tuple[int, int] | None = None
     compiles: bool = False
     adapters: str = ""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    judges: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -67,10 +72,15 @@ class Source:
         """The ops that this source serves."""
         return tuple(self.needs)
 
+    def kernel(self, op: str) -> str:
+        """What computes an op here."""
+        return next((runs for glob, runs in self.runs.items() if fnmatchcase(op, glob)), self.name)
+
     def row(self, op: str) -> str:
         """What the table says of one op, as text: when it is the same, so is what is called and how."""
         told = (self.distribution, self.versions, self.devices, self.capability, self.compiles)
-        return repr((self.name, self.library, self.folder, *told, self.needs[op], dict(self.options.get(op, {}))))
+        needs, options = self.needs.get(op, ()), dict(self.options.get(op, {}))
+        return repr((self.name, self.library, self.folder, *told, needs, options, self.kernel(op)))
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ _FLASH = (
 _MATH = ("torch.nn.functional.scaled_dot_product_attention",)
 _OLMO2_NORM = ("transformers.models.olmo2.modeling_olmo2.Olmo2RMSNorm",)
 _EAGER = ("transformers.models.llama.modeling_llama.eager_attention_forward",)
+_FLASHINFER_NORM = "FlashInfer's norm.cuh"
 _DECODE = ("flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper",)
 _PREFILL = ("flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper",)
 _RAGGED = ("flashinfer.prefill.BatchPrefillWithRaggedKVCacheWrapper",)
@@ -152,6 +163,7 @@ SOURCES: tuple[Source, ...] = (
             "mla_paged_prefill_causal": _MATH,
             "mla_ragged_prefill_causal": _MATH,
         },
+        runs={"gqa_*": "PyTorch's flash attention", "*": "PyTorch's operators"},
     ),
     Source(
         "transformers",
@@ -183,6 +195,7 @@ SOURCES: tuple[Source, ...] = (
             "top_p_sampling_from_probs": (_TOP_P_WARPER,),
             "top_k_top_p_sampling_from_probs": (_TOP_K_WARPER, _TOP_P_WARPER),
         },
+        runs={"*": "transformers' formulas over PyTorch's operators"},
     ),
     _flashinfer(
         "flashinfer",
@@ -203,6 +216,7 @@ SOURCES: tuple[Source, ...] = (
             **{op: (f"flashinfer.sampling.{op}",) for op in FAMILIES["sampling"]},
         },
         options={"gqa_paged_decode": {"use_tensor_cores": False}},
+        runs={"*rmsnorm": _FLASHINFER_NORM, "gqa_*": "FlashInfer's decode on CUDA cores", "*": "FlashInfer"},
     ),
     _flashinfer(
         "flashinfer-fa2",
@@ -222,6 +236,7 @@ SOURCES: tuple[Source, ...] = (
             "mla_paged_prefill_causal": {"backend": "fa2"},
             "mla_ragged_prefill_causal": {"backend": "fa2"},
         },
+        runs={"*": "FlashInfer's fa2"},
     ),
     _flashinfer(
         "flashinfer-fa3",
@@ -239,6 +254,7 @@ SOURCES: tuple[Source, ...] = (
             "mla_paged_prefill_causal": {"backend": "fa3"},
             "mla_ragged_prefill_causal": {"backend": "fa3"},
         },
+        runs={"*": "FlashInfer's fa3"},
         capability=(9, 0),
     ),
     _flashinfer(
@@ -248,6 +264,7 @@ SOURCES: tuple[Source, ...] = (
             "moe_fp8_block_scale_ds_routing": {"trtllm": True},
             "moe_fp8_block_scale_renorm": {"trtllm": True},
         },
+        runs={"*": "TensorRT-LLM's kernels"},
         capability=(10, 0),
     ),
     Source(
@@ -280,6 +297,13 @@ SOURCES: tuple[Source, ...] = (
             "top_p_sampling_from_probs": _SGLANG_SAMPLER,
         },
         devices=("cuda",),
+        runs={
+            "*rmsnorm": _FLASHINFER_NORM,  # an older one, which sgl_kernel was built from
+            "mla_*": "FlashMLA",
+            "dsa_*": "FlashMLA and DeepGEMM",
+            "*_sampling_*": "SGLang's formula over PyTorch's operators",
+            "*": "SGLang's Triton and CUDA kernels",
+        },
     ),
     Source(
         "oracle",
@@ -297,5 +321,10 @@ SOURCES: tuple[Source, ...] = (
             **dict.fromkeys(FAMILIES["sampling"], ()),
         },
         adapters="oracle",
+        judges=(*FAMILIES["norm"], *FAMILIES["gemm"], *FAMILIES["gqa"]),
+        runs={"*": "float64 formulas of this project"},
     ),
 )
+
+# Who settles a disagreement: its numbers are float64 from the first step on.
+REFEREE = "oracle"

@@ -1,5 +1,6 @@
 """The Python modules that a module is made of: itself and all that it imports of its own package, as hashes of text.
 
+Data of the module's name beside it, as tolerance.toml beside tolerance.py, is a part of the module.
 Files are read, never imported: a module of ground truth would bring its library along.
 """
 
@@ -21,7 +22,7 @@ class Modules:
         self._imports: dict[str, tuple[str, ...]] = {}
         self._hashes: dict[str, str] = {}
         self._files: dict[str, Path | None] = {}
-        self._states: dict[str, tuple[int, int] | None] = {}
+        self._states: dict[str, list[tuple[int, int] | None]] = {}
 
     @classmethod
     def of(cls, package: str) -> Modules:
@@ -65,14 +66,14 @@ class Modules:
 
     def edited(self, names: Iterable[str]) -> bool:
         """Whether one of these files is not as it was when it was hashed: what has run since may be another text."""
-        return any(_state(file) != self._states.get(name) for name in names if (file := self._file(name)))
+        return any(_states(file) != self._states.get(name) for name in names if (file := self._file(name)))
 
     def _read(self, name: str) -> str:
         file = self._file(name)
         assert file, f"{name} was not reached"
         if name not in self._hashes:
-            self._states[name] = _state(file)
-            self._hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            self._states[name] = _states(file)
+            self._hashes[name] = hashlib.sha256(b"".join(each.read_bytes() for each in _made_of(file))).hexdigest()
         return self._hashes[name]
 
     def _imported(self, name: str) -> tuple[str, ...]:
@@ -123,6 +124,15 @@ def _imports(file: Path, package: str) -> Iterator[str]:
 def _absolute(node: ast.ImportFrom, package: str) -> str:
     up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
     return ".".join([*up, *([node.module] if node.module else [])])
+
+
+def _made_of(file: Path) -> list[Path]:
+    """A module's own file, and the data beside it."""
+    return [file, *(data for suffix in (".json", ".toml") if (data := file.with_suffix(suffix)).is_file())]
+
+
+def _states(file: Path) -> list[tuple[int, int] | None]:
+    return [_state(each) for each in _made_of(file)]
 
 
 def _state(file: Path) -> tuple[int, int] | None:

@@ -32,6 +32,7 @@ class Request:
     force: bool = False
     test_sizes: tuple[Size, ...] = ()
     tolerance: float | None = None
+    tolerance_reason: str = ""
 
 
 @dataclass
@@ -114,6 +115,7 @@ def _rendered(definition: Definition, op: str, request: Request) -> str:
         op=op,
         test_sizes=sizes,
         tolerance=request.tolerance,
+        tolerance_reason=request.tolerance_reason,
     )
 
 

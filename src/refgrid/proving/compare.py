@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from refgrid.proving.measure import measure
+from refgrid.proving.rows import RowError, furthest_row
 from refgrid.proving.tolerance import Tolerance
 
 
@@ -44,6 +45,7 @@ class Comparison:
     `headroom` is the largest error divided by what was allowed at its element: 1 is the bound, inf an error where none
     was allowed. `worst` holds the largest errors, those outside the tolerance before all others, the first index first
     among equals. Whole numbers and booleans must be equal, whatever the tolerance: their atol and rtol are 0.
+    `rows` is the row that is furthest off as a whole, where the tolerance bounds rows; `headroom` knows of it too.
     """
 
     output: str
@@ -61,16 +63,23 @@ class Comparison:
     atol: float
     rtol: float
     required_matched_ratio: float
+    rows: RowError | None = None
 
     @property
     def matches(self) -> bool:
-        """Enough elements are within the tolerance, and no non-finite value disagrees."""
+        """Enough elements are within the tolerance, no non-finite value disagrees, and no row is too far off."""
+        return self._elements_match and (self.rows is None or self.rows.within)
+
+    @property
+    def _elements_match(self) -> bool:
         return self.matched_ratio >= self.required_matched_ratio and not self.nonfinite_mismatches
 
     def describe(self) -> str:
         """Thing, place, value, what it should be, and the bound, in one line."""
         if self.matches:
             return f"{self.output} matches ({self._bound()})"
+        if self.rows is not None and self._elements_match:
+            return f"{self.output}: {self.rows.describe()} ({self._bound()})"
         worst = self.worst[0]
         actual, expected = told_apart(worst.actual, worst.expected)
         odd = not (math.isfinite(worst.actual) and math.isfinite(worst.expected))
@@ -93,13 +102,17 @@ class Comparison:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
         """The inverse of to_dict, up to its rounding."""
-        known = {each.name for each in fields(Comparison)} - {"output", "worst"}  # a kind of its own may tell more
+        known = {each.name for each in fields(Comparison)} - {
+            "output",
+            "worst",
+            "rows",
+        }  # a kind of its own may tell more
         numbers = {name: _number(value) for name, value in data.items() if name in known}
         worst = tuple(
             Location(tuple(row["index"]), *(_number(row[name]) for name in ("actual", "expected", "error")))
             for row in data["worst"]
         )
-        return cls(output=data["output"], worst=worst, **numbers)
+        return cls(output=data["output"], worst=worst, rows=RowError.from_dict(data.get("rows")), **numbers)
 
 
 def compare(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Comparison:
@@ -116,7 +129,9 @@ def compare(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance
     if not actual.is_floating_point():
         tolerance = Tolerance(0.0, 0.0, tolerance.required_matched_ratio)
     with torch.no_grad():
-        return _summary(output, actual, expected, tolerance)
+        found = _summary(output, actual, expected, tolerance)
+        rows = None if tolerance.row_norm is None else furthest_row(actual, expected, tolerance.row_norm)
+    return found if rows is None else replace(found, rows=rows, headroom=max(found.headroom, rows.headroom))
 
 
 def _summary(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Comparison:

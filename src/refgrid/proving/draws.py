@@ -83,7 +83,7 @@ def compare_draws(output: str, actual: torch.Tensor, expected: torch.Tensor, tol
         return _against_draws(output, actual.long(), expected.long())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawsComparison(Comparison):
     """A comparison of shares: `worst` is indexed by row and token, and the verdict is that of the `evidence`."""
 

@@ -22,6 +22,7 @@ from refgrid.dataset.reference import compile_reference, text_hash
 from refgrid.proving.finding import Finding, forget_locals
 from refgrid.proving.forms import draw, drawn_outputs, is_law, seed_draws
 from refgrid.proving.inputs import Inputs, make_inputs
+from refgrid.proving.precision import in_float64
 from refgrid.records.record import Verdict
 from refgrid.sources import Adapter, Sources
 
@@ -193,6 +194,16 @@ class Workbench:
         demand_dtypes(source, numbers, bench)
         with self.timed("truth"):
             return {**given, **_draws(source, bench, lambda inputs: adapter(**inputs, **constants), laws)}
+
+    def referee(self, bench: Laid) -> Tensors:
+        """What each output should be, float64 from the first step to the last, so finer than the definition's dtype.
+
+        Raises LookupError when no provider has a formula for the op, and whatever the formula raises.
+        """
+        formula = self.sources.referee(bench.op, self.device)
+        constants = {name: bench.definition.constant(name) for name in constants_of(formula, bench.definition)}
+        with self.timed("referee"):
+            return dict(in_float64(lambda inputs: formula(**inputs, **constants), bench.inputs.tensors))
 
     def _on_copies(
         self, who: str, bench: Laid, call: Callable[[Mapping[str, Any]], Any], elsewhere: bool = False

@@ -27,6 +27,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("--definition-name", action="append", default=[], metavar="N", help="only this definition; may be repeated")
     add("--test-sizes", type=_sizes, metavar="|".join(SIZES), help="comma-separated (default: small,medium)")
     add("--tolerance", type=_tolerance, metavar="X", help="atol = rtol = X instead of the table; recorded as such")
+    add("--reason", metavar="TEXT", help="why --tolerance is looser than the source documents' table; recorded")
     add("--memory", type=_memory, default=math.inf, metavar="M", help="most a worker may take, as 2GiB (default: all)")
     add(
         "--budget",

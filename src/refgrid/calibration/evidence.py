@@ -1,0 +1,120 @@
+"""What committed records say of a library's error, where no calibration has run: enough to tighten a few rows.
+
+A comparison kept its largest error M and its headroom h under an atol and an rtol: every error is at most M, and at
+most h (atol + rtol |expected|). So with rtol as it was an atol of min(M, h atol) is met for certain; of a smaller one
+nobody can say.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from refgrid.calibration.derive import Row, rounded_up
+from refgrid.calibration.rounding import UNIT, least_rtol
+from refgrid.dataset.definition import DataSet
+from refgrid.proving.tolerance import Tolerance, tolerance_for, uncalibrated
+from refgrid.records.record import Outcome, Run
+
+MARGIN = 2  # times what the records need: they hold one draw of each size
+WORTH = 0.8  # of what is allowed: a row that is hardly tighter is not written
+
+
+@dataclass
+class Seen:
+    """The most that records need of one truth and output: atol with rtol as it is, and headroom."""
+
+    atol: float = 0.0
+    headroom: float = 0.0
+    comparisons: int = 0
+    own: bool = False  # compared with the reference; otherwise others disagreed about an output that it may not give
+    runs: set[str] = field(default_factory=set)
+
+
+def comparisons(run: Run, dataset: DataSet) -> Iterator[tuple[Outcome, str, str, Mapping[str, Any]]]:
+    """Of each outcome that compared numbers with the table's tolerance: the outcome, output, dtype and comparison."""
+    for outcome in run.outcomes.values():
+        definition = dataset.definitions.get(outcome.case.definition)
+        if definition is None or outcome.hashes.get("tolerance", "table") != "table":
+            continue
+        for comparison in outcome.comparisons:
+            spec = definition.outputs.get(comparison["output"])
+            if spec and spec.dtype in UNIT and not comparison["nonfinite_mismatches"]:
+                yield outcome, comparison["output"], spec.dtype, comparison
+
+
+def green_under(comparison: Mapping[str, Any], tolerance: Tolerance) -> bool:
+    """Whether the record proves that the comparison would match under another tolerance, rows left aside."""
+    most, share = float(comparison["max_abs_error"]), float(comparison["headroom"])
+    kept, rtol = float(comparison["atol"]), float(comparison["rtol"])
+    return most <= tolerance.atol or (share * kept <= tolerance.atol and share * rtol <= tolerance.rtol)
+
+
+def seen(runs: Iterable[Run], dataset: DataSet) -> dict[tuple[str, str, str, str], Seen]:
+    """By truth, op, dtype and output; of matches only, and of what sources differ by from each other too."""
+    found: dict[tuple[str, str, str, str], Seen] = defaultdict(Seen)
+    for run in runs:
+        device = run.header.environment.device
+        serving = defaultdict(set)
+        for case in run.header.planned:
+            serving[case.op].add(case.source)
+        for outcome, output, dtype, comparison in comparisons(run, dataset):
+            if outcome.verdict.value == "match" and device == "cuda":
+                case = outcome.case
+                for source in [case.source] if case.source else sorted(each for each in serving[case.op] if each):
+                    key = (f"{source} on {device}", case.op, dtype, output)
+                    _take(found, key, comparison, run, own=bool(case.source))
+    return found
+
+
+def _take(
+    found: dict[tuple[str, str, str, str], Seen],
+    key: tuple[str, str, str, str],
+    comparison: Mapping[str, Any],
+    run: Run,
+    *,
+    own: bool,
+) -> None:
+    """Another tolerance than this truth's was that of the other side, which says nothing of this one."""
+    truth, op, dtype, output = key
+    allowed = uncalibrated(op, dtype, output, truth)
+    if (float(comparison["atol"]), float(comparison["rtol"])) != (allowed.atol, allowed.rtol):
+        return
+    share = float(comparison["headroom"])
+    kept = found[key]
+    kept.atol = max(kept.atol, min(float(comparison["max_abs_error"]), share * allowed.atol))
+    kept.headroom = max(kept.headroom, share)
+    kept.comparisons += 1
+    kept.own = kept.own or own
+    gpu = run.header.environment.gpu or run.header.environment.device
+    kept.runs.add(f"{run.header.environment.name} on {gpu}, {run.header.started[:10]}")
+
+
+def tightened(found: Mapping[tuple[str, str, str, str], Seen]) -> Iterator[Row]:
+    """The rows that records prove to be met with room to spare."""
+    for key, each in sorted(found.items()):
+        truth, op, dtype, output = key
+        allowed = uncalibrated(op, dtype, output, truth)
+        atol, rtol = rounded_up(MARGIN * each.atol), allowed.rtol
+        if dtype in ("float32", "float64"):  # nothing is rounded to less, so rtol shrinks alike
+            atol = rounded_up(max(MARGIN * each.headroom * allowed.atol, UNIT[dtype] / 1000))
+            rtol = min(allowed.rtol, max(rounded_up(MARGIN * each.headroom * allowed.rtol), least_rtol(dtype)))
+        if each.own and 0 < atol <= WORTH * allowed.atol:
+            told = f"{each.comparisons} comparisons in {', '.join(sorted(each.runs))}"
+            yield Row(*key, atol, rtol, None, each.atol, None, None, None, allowed.atol, told)
+
+
+def contradicted(runs: Iterable[Run], dataset: DataSet) -> list[str]:
+    """Matches in records of which it is not proven that the table of today would let them match, in words."""
+    return [
+        f"{outcome.case.id}: {output} has headroom {comparison['headroom']} of atol {comparison['atol']}"
+        for run in runs
+        for outcome, output, dtype, comparison in comparisons(run, dataset)
+        if outcome.case.source and outcome.verdict.value == "match" and run.header.environment.device == "cuda"
+        if not green_under(
+            comparison,
+            tolerance_for(outcome.case.op, dtype, output, f"{outcome.case.source} on {run.header.environment.device}"),
+        )
+    ]

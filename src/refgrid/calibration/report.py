@@ -1,0 +1,109 @@
+"""What calibration found, for people: every row with what it follows from, and every party's error from float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from refgrid.calibration.derive import Row
+from refgrid.calibration.rounding import FLOAT64, REFERENCE, UNIT
+
+_SUMMED = ("K", "hidden_size", "intermediate_size")  # axes whose length is that of the op's sums
+
+_HEAD = """# Calibration
+
+Written by `nox -s calibrate`. A row holds for one truth, output and dtype. *Needed* is by how much, beside rtol, the
+reference and the truth differ at most; *allowed before* is what the source documents' table, or the truth's own limit,
+gives. *Three-way* is twice the error of the same formula in the library's dtype, the most that a library's error may
+be; an error in **bold** exceeds it. *Row* is the error of a row over its norm, needed and allowed. Where no error from
+float64 is given, the row follows from committed records, which prove it.
+
+{tighter} of {all} rows are tighter than before.
+
+| op | output | truth | needed | atol, rtol | allowed before | error from float64 | three-way | row | from |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+_ERRORS = """
+## {name}: {machine}, {libraries}
+
+{date}, {seeds} seeds an op, dealt to its workloads; what a definition holds constant is the same in all draws. Of each
+draw the largest error; of the draws the 50th, 90th, 99th and 100th percentile, absolute. Then, at most: what exceeds
+the rounding of the dtype, the relative error, and the error of a row over its norm.
+
+| op | output | who, from float64 | absolute | beyond rounding | relative | row |
+|---|---|---|---|---|---|---|
+"""
+
+_SUMS = """
+A sum of K products in float32 is off by some sqrt(K) 2^-24 of its row's norm. That is far below what rounding the
+output adds, up to the largest K of any definition, so bounds of rows do not depend on K.
+
+| op | K | sqrt(K) 2^-24 | a row of the reference, at most | rounding of the output |
+|---|---|---|---|---|
+"""
+
+
+def report(measurements: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
+    """Markdown: the rows of the table first, then each environment's errors."""
+    tighter = sum(row.atol < row.allowed for row in rows)
+    parts = [_HEAD.format(tighter=tighter, all=len(rows))]
+    parts += [_row(row) for row in sorted(rows, key=lambda row: (row.op, row.output, row.truth))]
+    for measurement in measurements:
+        parts += _measurement(measurement)
+    return "".join(parts)
+
+
+def _row(row: Row) -> str:
+    error = "" if row.error is None else f"{row.error:.2g}"
+    told = [
+        row.op,
+        f"{row.output} ({row.dtype})",
+        row.truth,
+        f"{row.needed:.2g}",
+        f"{row.atol:g}, {row.rtol:.3g}",
+        f"{row.allowed:g}",
+        error if row.keeps_three_way else f"**{error}**",
+        "" if row.three_way is None else f"{row.three_way:.2g}",
+        "" if row.row_norm is None else f"{row.row_needed:.2g} of {row.row_norm:g}",
+        row.provenance,
+    ]
+    return _line(told)
+
+
+def _measurement(measurement: Mapping[str, Any]) -> Iterator[str]:
+    environment = measurement["environment"]
+    yield _ERRORS.format(
+        name=environment["name"],
+        machine=environment["gpu"] or environment["device"],
+        libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
+        date=measurement["date"][:10],
+        seeds=measurement["seeds"],
+    )
+    yield from (_party(row) for row in measurement["measured"] if row["against"] == FLOAT64)
+    yield _SUMS
+    yield from _sums(measurement)
+
+
+def _party(row: Mapping[str, Any]) -> str:
+    absolute = " ".join(f"{value:.2g}" for value in row["abs"])
+    largest = [f"{row[name][-1]:.2g}" if row[name] else "" for name in ("beyond_rounding", "rel", "row")]
+    return _line([row["op"], f"{row['output']} ({row['dtype']})", row["who"], absolute, *largest])
+
+
+def _sums(measurement: Mapping[str, Any]) -> Iterator[str]:
+    for row in measurement["measured"]:
+        longest = max(_lengths(row["op"], measurement["workloads"]), default=0)
+        if row["who"] == REFERENCE and row["against"] == FLOAT64 and row["row"] and longest:
+            grown, rounding = math.sqrt(longest) * UNIT["float32"], UNIT[row["dtype"]]
+            yield _line([row["op"], longest, f"{grown:.2g}", f"{row['row'][-1]:.2g}", f"{rounding:.2g}"])
+
+
+def _lengths(op: str, workloads: Mapping[str, Mapping[str, int]]) -> Iterable[int]:
+    mine = (axes for case, axes in workloads.items() if case.startswith(f"{op}_"))
+    return (axes[name] for axes in mine for name in _SUMMED if name in axes)
+
+
+def _line(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |\n"

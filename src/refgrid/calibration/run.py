@@ -1,0 +1,90 @@
+"""Runs the measurement: op after op, a few at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from refgrid.calibration.chosen import axes_of, choose, lightened
+from refgrid.dataset.case import Case
+from refgrid.dataset.definition import load_dataset
+from refgrid.environments.measured import Environment
+from refgrid.records.record import now
+from refgrid.sources import Sources
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: `seeds` draws of each op, dealt to its workloads, on "cpu" or "cuda", in `processes`."""
+
+    root: Path
+    device: str
+    seeds: int
+    ops: tuple[str, ...] = ()
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class _Task:
+    plan: Plan
+    cases: tuple[Case, ...]
+    axes: Mapping[str, Mapping[str, int]]  # by the case's id
+
+
+def measured(plan: Plan, environment: Environment) -> Iterator[str | dict[str, Any]]:
+    """The name of each op as soon as it is done, and at last the whole measurement as data."""
+    tasks = list(_tasks(plan))
+    found: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
+    with multiprocessing.get_context("spawn").Pool(plan.processes) as pool:
+        for op, rows, missing in pool.imap_unordered(_measure, tasks):
+            found += rows
+            absent.update(missing)
+            yield op
+    yield {
+        "environment": asdict(environment),
+        "date": now(),
+        "seeds": plan.seeds,
+        "workloads": {
+            case.id.removesuffix(f"-{case.check}"): task.axes[case.id] for task in tasks for case in task.cases
+        },
+        "measured": sorted(found, key=lambda row: [row[name] for name in ("op", "dtype", "output", "who", "against")]),
+        "absent": dict(sorted(absent.items())),
+    }
+
+
+def written(measurement: Mapping[str, Any], file: Path) -> None:
+    """One row a line: a change of one number is one line of a diff."""
+    head = {name: value for name, value in measurement.items() if name != "measured"}
+    lines = ",\n".join("  " + json.dumps(row) for row in measurement["measured"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "measured": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+
+
+def _tasks(plan: Plan) -> Iterator[_Task]:
+    sources, dataset = Sources(), lightened(load_dataset(plan.root))
+    cases = choose(dataset, {op: sources.serving(op) for op in sources.ops}, plan.ops)
+    for op in dict.fromkeys(case.op for case in cases):
+        mine = tuple(case for case in cases if case.op == op)
+        yield _Task(plan, mine, {case.id: axes_of(dataset, case) for case in mine})
+
+
+def _measure(task: _Task) -> tuple[str, list[dict[str, Any]], dict[str, str]]:
+    import torch
+
+    from refgrid.calibration.measure import Measurer, told
+
+    torch.set_num_threads(1)
+    measurer = Measurer(lightened(load_dataset(task.plan.root)), Sources(), task.plan.device)
+    for number, case in enumerate(task.cases):
+        measurer.measure(case, _dealt(task.plan.seeds, number, len(task.cases)))
+    return task.cases[0].op, told(measurer.draws), measurer.absent
+
+
+def _dealt(seeds: int, number: int, of: int) -> Sequence[int]:
+    """Every seed once an op: workload `number` takes every `of`-th, beginning with its own number."""
+    return range(number, seeds, of)

@@ -1,0 +1,203 @@
+"""Calibration: what is measured, the rows that follow, and the committed table, which committed records prove."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from refgrid.calibration.chosen import choose, lightened
+from refgrid.calibration.derive import Row, derived, failures, rounded_up
+from refgrid.calibration.evidence import comparisons, contradicted, green_under, seen, tightened
+from refgrid.calibration.report import report
+from refgrid.calibration.rounding import FLOAT64, FORMULA, REFERENCE, UNIT
+from refgrid.calibration.table import measurements, rows
+from refgrid.cli import main
+from refgrid.dataset.definition import DataSet, load_dataset
+from refgrid.proving.tolerance import CALIBRATED, Tolerance, calibrated, looser, tolerance_for, uncalibrated
+from refgrid.records.record import Run, read_runs
+from refgrid.sources import Sources
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@cache
+def dataset() -> DataSet:
+    return load_dataset(ROOT)
+
+
+@cache
+def committed() -> list[Run]:
+    return [run for run in read_runs(ROOT / "results") if run.file.parent == ROOT / "results"]
+
+
+def measured(dtype: str = "bfloat16", **parties: tuple[float, float]) -> dict[str, Any]:
+    """A measurement of one op; parties by name: the error beyond rounding, and the atol needed beside rtol."""
+    named = {"reference": (REFERENCE, FLOAT64), "formula": (FORMULA, FLOAT64), "own": ("lib", FLOAT64)}
+    found = []
+    for name, (error, needed) in parties.items():
+        who, against = named.get(name, (REFERENCE, "lib"))
+        spread = {f"beyond_{rtol}": [0, 0, 0, needed] for rtol in ("least", "kept")}
+        row = {"beyond_rounding": [0, 0, 0, error], **spread, "row": [0, 0, 0, error], "abs": [0] * 4, "rel": [0] * 4}
+        found.append(
+            {"op": "some_op", "dtype": dtype, "output": "y", "who": who, "against": against, "draws": 9, **row}
+        )
+    environment = {"name": "here", "device": "cpu", "gpu": None, "libraries": {"torch": "2"}}
+    return {"environment": environment, "date": "2026-01-02T03:04", "seeds": 9, "workloads": {}, "measured": found}
+
+
+def derive(dtype: str = "bfloat16", **parties: tuple[float, float]) -> Row:
+    (row,) = derived(measured(dtype, **parties))
+    return row
+
+
+def test_a_row_allows_eight_times_what_was_needed() -> None:
+    row = derive(reference=(0, 0), formula=(1e-2, 0), own=(1e-4, 0), pair=(2e-3, 1e-4))
+
+    assert (row.truth, row.atol, row.rtol) == ("lib on cpu", 8e-4, 1e-2)
+    assert row.row_norm == 4e-3  # of the dtype's rounding, twice 2e-3
+    assert row.holds
+    assert row.keeps_three_way
+
+
+def test_a_truth_that_keeps_the_three_way_bound_gets_no_more_than_that() -> None:
+    row = derive(reference=(1e-5, 0), formula=(1e-4, 0), own=(1e-4, 0), pair=(0, 1e-4))
+
+    assert row.atol == 3e-4  # 1e-5 + 2e-4, not 8e-4
+
+
+def test_a_truth_that_breaks_the_three_way_bound_is_told() -> None:
+    row = derive(reference=(0, 0), formula=(1e-5, 0), own=(5e-4, 0), pair=(0, 5e-4))
+
+    assert not row.keeps_three_way
+    assert row.atol == 4e-3
+    assert "**0.0005**" in report([], [row])
+
+
+def test_no_row_is_looser_than_the_ceiling_and_what_needs_more_is_a_failure() -> None:
+    row = derive(reference=(0, 0), formula=(1, 0), own=(1, 0), pair=(0, 0.5))
+
+    assert row.atol == uncalibrated("some_op", "bfloat16", "y").atol
+    assert not row.holds
+    assert failures([row]) == [
+        "lib on cpu, some_op, y (bfloat16): needs atol 0.5 beside rtol 0.01 but tolerance.toml allows 0.008"
+    ]
+
+
+def test_what_is_never_off_still_may_be_by_a_part_of_a_rounding() -> None:
+    row = derive(reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(0, 0))
+
+    assert row.atol == rounded_up(UNIT["bfloat16"] / 32)
+    assert row.row_norm == 4e-3
+
+
+def test_float32_has_the_rtol_of_its_rounding_where_that_suffices() -> None:
+    tight = derive("float32", reference=(0, 0), formula=(1e-6, 0), own=(0, 0), pair=(0, 1e-6))
+    wide = derive("float32", reference=(0, 0), formula=(1e-6, 0), own=(0, 0), pair=(0, 1e-4))
+
+    assert tight.rtol == 2e-6
+    assert tight.row_norm is None  # element by element is strict enough
+    assert wide.rtol == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("value", "up"), [(0.0, 0.0), (1e-3, 1e-3), (1.01e-3, 2e-3), (9.5e-4, 1e-3), (4e-4, 4e-4), (0.3, 0.3)]
+)
+def test_numbers_are_rounded_up_to_one_digit(value: float, up: float) -> None:
+    assert rounded_up(value) == up
+
+
+@pytest.mark.parametrize(
+    ("most", "headroom", "bound", "green"),
+    [
+        pytest.param(1e-4, 0.9, Tolerance(1e-4, 0), True, id="the largest error is within atol"),
+        pytest.param(1e-1, 0.5, Tolerance(4e-3, 1e-2), True, id="half of what was allowed"),
+        pytest.param(1e-1, 0.5, Tolerance(3.9e-3, 1e-2), False, id="small numbers may be off by more"),
+        pytest.param(1e-1, 0.5, Tolerance(4e-3, 4.9e-3), False, id="large numbers may be off by more"),
+    ],
+)
+def test_a_record_proves_another_tolerance_or_does_not(
+    most: float, headroom: float, bound: Tolerance, *, green: bool
+) -> None:
+    told = {"max_abs_error": most, "headroom": headroom, "atol": 8e-3, "rtol": 1e-2}
+
+    assert green_under(told, bound) is green
+
+
+def test_every_committed_match_is_proven_green_under_the_table() -> None:
+    assert sum(1 for run in committed() for _ in comparisons(run, dataset())) > 10_000
+    assert contradicted(committed(), dataset()) == []
+
+
+def test_a_table_that_is_too_tight_is_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refgrid.calibration.evidence.tolerance_for", lambda *_: Tolerance(1e-9, 1e-9))
+
+    assert len(contradicted(committed(), dataset())) > 1000
+
+
+def test_records_tighten_only_what_they_hold_comparisons_of() -> None:
+    found = seen(committed(), dataset())
+    keys = {(row.truth, row.op, row.dtype, row.output) for row in tightened(found)}
+
+    assert all(found[key].own for key in keys)
+    assert ("transformers on cuda", "gqa_paged_decode", "float32", "lse") not in keys  # it gives none
+
+
+def test_the_committed_table_follows_from_the_committed_measurements() -> None:
+    told = json.loads(CALIBRATED.read_text())["rows"]
+    found = rows(measurements(ROOT / "results/calibration"), ROOT / "results", dataset())
+
+    assert [row.to_dict() for row in found] == told
+    assert failures(found) == []
+    assert (
+        report(measurements(ROOT / "results/calibration"), found)
+        == (ROOT / "results/calibration/report.md").read_text()
+    )
+
+
+def test_no_calibrated_row_is_looser_than_what_is_kept_by_hand() -> None:
+    assert len(calibrated()) > 50
+    for (truth, op, dtype, output), row in calibrated().items():
+        kept = uncalibrated(op, dtype, output, truth)
+        assert replace(looser(row, kept), row_norm=None) == kept, f"{truth}, {op}, {output} is looser"
+        assert tolerance_for(op, dtype, output, truth) == row
+
+
+def test_every_truth_of_this_measurement_has_at_least_200_draws_of_some_output() -> None:
+    found = {each["environment"]["name"]: each for each in measurements(ROOT / "results/calibration")}
+    draws: dict[str, int] = {}
+    for row in found["cpu"]["measured"]:
+        if row["who"] == REFERENCE and row["against"] == FLOAT64:
+            draws[row["op"]] = max(draws.get(row["op"], 0), row["draws"])
+
+    assert len(draws) > 20
+    assert min(draws.values()) >= 200
+
+
+def test_workloads_are_small_and_heavy_definitions_are_lightened_only_where_all_are() -> None:
+    light, sources = lightened(dataset()), Sources()
+    chosen = choose(light, {op: sources.serving(op) for op in sources.ops})
+
+    assert {case.op for case in chosen} == set(sources.ops)
+    assert {case.op for case in chosen if light.definitions[case.definition].name != case.definition} <= {
+        op for op in sources.ops if "moe" in op
+    }
+
+
+def test_an_op_that_nobody_knows_is_refused() -> None:
+    done = CliRunner().invoke(main, ["calibrate", "--op", "gem"])
+
+    assert done.exit_code == 2
+    assert "--op 'gem' is not known; legal values: rmsnorm, " in done.output
+
+
+def test_a_table_is_not_derived_from_nothing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["calibrate", "--no-measure", "--results", str(tmp_path)])
+
+    assert done.exit_code == 2
+    assert "holds no measurement" in done.output

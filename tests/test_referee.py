@@ -1,0 +1,183 @@
+"""Where two disagree, float64 settles who is off: the verdict stays, the reason tells; and one kernel is one truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from refgrid.dataset.case import Case
+from refgrid.dataset.definition import load_dataset
+from refgrid.proving.finding import Finding
+from refgrid.proving.proof import Proof, Prover
+from refgrid.proving.referee import settle
+from refgrid.proving.tolerance import Tolerance
+from refgrid.records.record import Verdict
+from refgrid.sources import Sources
+
+Truth = Callable[[torch.Tensor], torch.Tensor]
+
+
+def exactly(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def off_by(error: float) -> Truth:
+    return lambda x: x * 2 + error
+
+
+class Bench:
+    """Proves checks of `double` against fake sources, each a function of x with the name of its kernel."""
+
+    def __init__(self, root: Path, reference: str = "return x * 2") -> None:
+        file = root / "definitions/double/double_n4.json"
+        file.write_text(file.read_text().replace("return x * 2", reference))
+        self._dataset = load_dataset(root)
+        self.referee: Any = lambda x: {"y": x * 2}
+        self.kernels: Mapping[str, str] = {}
+        self.hashes: Mapping[str, str] = {}
+
+    def prove(self, check: Any, source: str | None = None, **truths: Truth) -> Proof:
+        def adapter(name: str, _op: str, _device: str) -> Any:
+            return lambda x: {"y": truths[name](x)}
+
+        def judging(_op: str, _device: str) -> Any:
+            if self.referee is None:
+                raise LookupError("no formula")
+            return self.referee
+
+        table = [SimpleNamespace(name=name, ops=("double",), kernel=self._kernel(name)) for name in truths]
+        provider = SimpleNamespace(SOURCES=tuple(table), adapter=adapter, referee=judging)
+        prover = Prover(self._dataset, Sources((provider,)), "cpu")
+        try:
+            return prover.prove(Case("double_n4", "double", "double", "b1", check, source))
+        finally:
+            self.hashes = prover.hashes
+
+    def _kernel(self, name: str) -> Callable[[str], str]:
+        return lambda _op: self.kernels.get(name, name)
+
+    def refuted(self, check: Any, source: str | None = None, **truths: Truth) -> str:
+        with pytest.raises(Finding) as caught:
+            self.prove(check, source, **truths)
+        assert caught.value.verdict is Verdict.MISMATCH
+        assert caught.value.comparisons
+        return caught.value.reason
+
+
+@pytest.fixture
+def bench(tmp_path: Path, double: dict[str, Any], write_definition: Any) -> Bench:
+    write_definition(double, 1)
+    return Bench(tmp_path)
+
+
+def test_the_outlier_of_two_sources_is_named_with_its_error_and_the_factor(bench: Bench) -> None:
+    told = bench.refuted("agreement", fine=off_by(2.0**-20), coarse=off_by(2.0**-10))
+
+    assert "coarse against fine" in told
+    assert "coarse's y is 0.00098 from float64, fine's 9.5e-07: 1.02e+03 times further" in told
+    assert told.endswith("beyond its tolerance: coarse")
+
+
+def test_the_outlier_is_named_when_it_is_the_one_that_all_others_are_held_against(bench: Bench) -> None:
+    told = bench.refuted("agreement", wrong=off_by(1.0), one=exactly, two=exactly)
+
+    assert "one against wrong" in told
+    assert "two against wrong" in told
+    assert "wrong's y is 1 from float64" in told
+    assert told.endswith("the other is exact; beyond its tolerance: wrong")
+
+
+def test_sources_that_are_both_off_are_said_to_be(bench: Bench) -> None:
+    told = bench.refuted("agreement", one=off_by(1.0), two=off_by(2.0))
+
+    assert told.endswith("2 times further; none is within its tolerance of it")
+
+
+def test_sources_that_agree_and_are_off_together_are_a_mismatch(bench: Bench) -> None:
+    told = bench.refuted("agreement", one=off_by(0.5), two=off_by(0.5))
+
+    assert told.startswith("the sources agree with each other, but")
+    assert "equally far; none is within its tolerance of it" in told
+
+
+def test_a_wrong_library_leaves_a_right_reference_red_and_takes_the_blame(bench: Bench) -> None:
+    told = bench.refuted("numerics", "library", library=off_by(0.5))
+
+    assert "library's y is 0.5 from float64, reference's 0: the other is exact" in told
+    assert told.endswith("beyond its tolerance: library")
+
+
+def test_a_wrong_reference_takes_the_blame_itself(
+    tmp_path: Path, double: dict[str, Any], write_definition: Any
+) -> None:
+    write_definition(double, 1)
+
+    told = Bench(tmp_path, "return x * 2 + 0.5").refuted("numerics", "library", library=exactly)
+
+    assert told.endswith("beyond its tolerance: reference")
+
+
+def test_without_a_formula_the_mismatch_stays_and_says_so(bench: Bench) -> None:
+    bench.referee = None
+
+    told = bench.refuted("agreement", one=exactly, two=off_by(1.0))
+
+    assert told.endswith("no word from float64: LookupError: no float64 formula of double")
+    assert bench.prove("agreement", one=exactly, two=exactly).comparisons
+
+
+def test_a_formula_that_fails_does_not_hide_what_was_found(bench: Bench) -> None:
+    def failing(x: torch.Tensor) -> Any:  # noqa: ARG001 - sources are called by name
+        raise RuntimeError("out of order")
+
+    bench.referee = failing
+
+    told = bench.refuted("agreement", one=exactly, two=off_by(1.0))
+
+    assert "two against one" in told
+    assert told.endswith("no word from float64: RuntimeError: out of order")
+
+
+def test_what_is_not_finite_is_infinitely_far(bench: Bench) -> None:
+    told = bench.refuted("agreement", one=exactly, two=lambda x: x * torch.nan)
+
+    assert "two's y is inf from float64" in told
+
+
+def test_two_sources_of_one_kernel_count_once(bench: Bench) -> None:
+    bench.kernels = {"one": "norm.cuh", "two": "norm.cuh"}
+
+    with pytest.raises(Finding, match=r"one and two ran norm\.cuh: one truth") as caught:
+        bench.prove("agreement", one=exactly, two=exactly)
+
+    assert caught.value.verdict is Verdict.NO_GROUND_TRUTH
+
+
+def test_a_third_kernel_makes_two_and_the_record_says_who_counts_once(bench: Bench) -> None:
+    bench.kernels = {"one": "norm.cuh", "two": "norm.cuh", "three": "ATen"}
+
+    proof = bench.prove("agreement", one=exactly, two=exactly, three=exactly)
+
+    assert proof.note == "one and two ran norm.cuh: one truth"
+    assert bench.hashes["kernels"] == "one: norm.cuh; two: norm.cuh; three: ATen"
+
+
+def test_each_source_is_judged_by_its_own_tolerance() -> None:
+    exact = {"y": torch.zeros(3, dtype=torch.float64)}
+    sides = {"coarse": {"y": torch.full((3,), 1e-2)}, "fine": {"y": torch.full((3,), 1e-3)}}
+
+    told = settle(["y"], sides, exact, lambda side, _: Tolerance(0.1 if side == "coarse" else 1e-4, 0.0))
+
+    assert told.endswith("10 times further; beyond its tolerance: fine")
+
+
+def test_an_output_that_float64_gives_in_another_form_is_left_out() -> None:
+    law = {"samples": torch.ones(2, 5, dtype=torch.float64)}
+    sides = {"one": {"samples": torch.tensor([1, 2])}, "two": {"samples": torch.tensor([1, 3])}}
+
+    assert settle(["samples"], sides, law, lambda *_: Tolerance(0.0, 0.0)) == ""
