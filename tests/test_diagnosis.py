@@ -204,6 +204,13 @@ def test_the_report_has_counts_places_values_and_what_explains_them() -> None:
     assert found.in_short() == "; all of it explained by a factor of 2"
 
 
+def test_the_report_counts_what_is_not_finite() -> None:
+    found = seen(only(3, lambda x: x * math.nan))
+
+    assert found.lines()[1] == "  128 of 1536 are nan or infinite on one side alone"
+    assert "is nan but should be " in found.lines()[-1]
+
+
 def test_of_a_large_tensor_a_window_around_the_worst_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST", 256)
     place = (slice(8, 12), 7)

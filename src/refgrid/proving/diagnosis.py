@@ -46,6 +46,8 @@ class Diagnosis:
         found = self.comparison
         where = "" if self._whole else f" around the worst, of {found.count}"
         told = [f"{found.output}: {self.wrong} of {self.looked_at} elements{where} are outside the tolerance"]
+        if found.nonfinite_mismatches:
+            told += [f"  {found.nonfinite_mismatches} of {found.count} are nan or infinite on one side alone"]
         told += [f"  {self.clusters}"] if self.clusters else []
         told += [f"  explained by {self.explanation}" if self.explanation else "  no simple transform explains it"]
         told += [f"  largest error {found.headroom:.4g} of what is allowed there; the worst:"]
