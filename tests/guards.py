@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 from refgrid.dataset.definition import DataSet, load_dataset
@@ -32,7 +32,7 @@ def places() -> list[Place]:
     return list(dict.fromkeys(found))
 
 
-@lru_cache(maxsize=4)  # tests of one place stand together; each keeps its inputs
+@cache  # a few megabytes each: places are small
 def bench(definition: str, workload: str, twin: bool) -> Bench:
     """The bench of one workload of one definition of the repository."""
     place = Place(definition=definition, workload=workload, twin=twin)

@@ -23,11 +23,18 @@ from refgrid.sources import Sources
 
 GEMM = ("gemm_n128_k2048", "edge_m129")
 
+# Tests of one place stand together: a worker draws its inputs once.
 PLANTED = [
     pytest.param(mutant, place, told, id=f"{mutant.id}-{place.workload}")
-    for mutant in table().values()
-    if mutant.device == "cpu" and not mutant.equivalent
-    for place, told in mutant.guarded
+    for mutant, place, told in sorted(
+        (
+            (mutant, place, told)
+            for mutant in table().values()
+            if mutant.device == "cpu" and not mutant.equivalent
+            for place, told in mutant.guarded
+        ),
+        key=lambda each: (each[1].definition, each[1].workload),
+    )
 ]
 EQUIVALENT = [
     pytest.param(mutant, id=mutant.id) for mutant in table().values() if mutant.device == "cpu" and mutant.equivalent

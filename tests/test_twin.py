@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from refgrid.dataset import smaller
 from refgrid.dataset.case import Case, Selection, definition_of, plan, size_of
 from refgrid.dataset.constraint import Constraint
 from refgrid.dataset.definition import (
@@ -132,15 +131,23 @@ class TestOfThisDataSet:
             assert weight_bytes(made) <= TWIN_BYTES, name
             assert [each.uuid for each in dataset.workloads[name] if not holds(made, each)] == []
 
-    def test_a_bound_below_a_gemm_gives_it_one(self, dataset: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bound_below_a_gemm_gives_it_one(self, dataset: DataSet) -> None:
         made = dataset.definitions["gemm_n57344_k8192"]
         assert twin_of(made, ()) is None
 
-        monkeypatch.setattr(smaller, "TWIN_ABOVE", 2**28)
-        sizes = constants(twin(made))
+        found = twin_of(made, (), above=2**28)
+        assert found is not None
+        sizes = constants(found)
 
         assert (57344 % sizes["N"], 8192 % sizes["K"]) == (0, 0)
         assert 2 * sizes["N"] * sizes["K"] <= TWIN_BYTES
+
+    def test_a_smaller_twin_is_made_where_it_is_asked_for(self, dataset: DataSet) -> None:
+        made = dataset.definitions["gemm_n128_k2048"]
+        found = twin_of(made, (), above=2**18, most=2**17)
+
+        assert found is not None
+        assert weight_bytes(found) <= 2**17 < weight_bytes(made)
 
 
 class TestPlanned:

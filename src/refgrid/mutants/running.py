@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from refgrid.dataset.case import Size, op_of
 from refgrid.dataset.definition import DataSet, load_dataset
 from refgrid.mutants.judging import Bench, Judgement, planted_in, sizes
 from refgrid.mutants.planting import planted_module, planted_reference, self_test
-from refgrid.mutants.table import Mutant, Place, load_mutants
+from refgrid.mutants.table import Mutant, MutantError, Place, load_mutants
 from refgrid.sources import Sources
 
 
@@ -92,10 +92,6 @@ def self_tests(dataset: DataSet, mutants: Sequence[Mutant]) -> dict[str, str]:
 
 def chosen(root: Path, only: Sequence[str], device: str) -> tuple[list[Mutant], list[Mutant]]:
     """The mutants whose ids fit a glob, those of this device and the others. Raises MutantError when none fits."""
-    from fnmatch import fnmatchcase
-
-    from refgrid.mutants.table import MutantError
-
     every = load_mutants(root / "mutants")
     fitting = [mutant for mutant in every if not only or any(fnmatchcase(mutant.id, glob) for glob in only)]
     if not fitting:
@@ -111,7 +107,7 @@ def _performed(task: Task) -> tuple[Task, Told]:
 def _one_core() -> None:
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // multiprocessing.cpu_count()))
+    torch.set_num_threads(1)
 
 
 @cache
