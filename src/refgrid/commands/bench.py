@@ -21,7 +21,7 @@ from rich.table import Table
 
 from refgrid.records.record import read_runs
 
-_BESIDES = ("reference", "source", "truth", "compare")
+_BESIDES = ("reference", "source", "truth", "compare", "referee")
 
 
 @click.command()
