@@ -115,7 +115,7 @@ class Prover:
             )
         wrong = _differing(comparisons, f"[{case.definition}, reference against {case.source}]")
         sides = {"reference": reference, case.source: truth}
-        self._demand_none([wrong] if wrong else [], comparisons, bench, case, sides)
+        self._demand_none([wrong] if wrong else [], comparisons, bench, sides, self._bound_of(case, tolerance))
         missing = [name for name in reference if name not in truth]
         return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
 
@@ -131,8 +131,9 @@ class Prover:
                 found[other] = self._compare(shared, truths[first], case, [first, other], tolerance)
         wrong = [_differing(each, f"[{case.definition}, {other} against {first}]") for other, each in found.items()]
         comparisons = tuple(comparison for each in found.values() for comparison in each)
-        self._demand_none([each for each in wrong if each], comparisons, bench, case, truths)
-        self._demand_exact(bench, case, truths)
+        bound = self._bound_of(case, tolerance)
+        self._demand_none([each for each in wrong if each], comparisons, bench, truths, bound)
+        self._demand_exact(bench, case, truths, bound)
         return Proof(comparisons, note)
 
     def _demand_two(self, case: Case, truths: Mapping[str, Tensors], absent: Mapping[str, tuple[Verdict, str]]) -> str:
@@ -148,15 +149,17 @@ class Prover:
         worst = min(verdicts, key=list(Verdict).index)
         raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
 
-    def _demand_exact(self, bench: Laid, case: Case, truths: Mapping[str, Tensors]) -> None:
+    def _demand_exact(self, bench: Laid, case: Case, truths: Mapping[str, Tensors], bound: Bound) -> None:
         """Sources that agree may be wrong together: where none of them is float64, a small workload is held to it."""
-        if "oracle" in truths or case.size != "small" or memory.bytes_needed(bench.definition, bench.axes) > _REFEREED:
+        if case.size != "small" or memory.bytes_needed(bench.definition, bench.axes) > _REFEREED:
+            return
+        if any(name in truths for name in self.sources.exact(case.op)):
             return
         with suppress(LookupError):  # no formula: nothing is known to be wrong
             exact = self._bench.referee(bench)
-            off = off_from(truths, exact, self._bound_of(case))
+            off = off_from(truths, exact, bound)
             if off:
-                told = settle([each.output for each in off], truths, exact, self._bound_of(case))
+                told = settle(list(dict.fromkeys(each.output for each in off)), truths, exact, bound)
                 raise Finding(
                     Verdict.MISMATCH, f"the sources agree with each other, but {told} [{case.definition}]", off
                 )
@@ -166,23 +169,25 @@ class Prover:
         wrong: Sequence[str],
         comparisons: tuple[Comparison, ...],
         bench: Laid,
-        case: Case,
         sides: Mapping[str, Tensors],
+        bound: Bound,
     ) -> None:
         """Raise a mismatch with its words and what float64 says of it; it stays one, whoever is further off."""
         if not wrong:
             return
         outputs = list(dict.fromkeys(each.output for each in comparisons if not each.matches))
         try:
-            told = settle(outputs, sides, self._bench.referee(bench), self._bound_of(case))
+            told = settle(outputs, sides, self._bench.referee(bench), bound)
         except Exception as error:  # noqa: BLE001 - a referee that fails must not hide what was found
             told = f"no word from float64: {judge(error)[1]}"
         raise Finding(Verdict.MISMATCH, "; ".join([*wrong, *([told] if told else [])]), comparisons)
 
-    def _bound_of(self, case: Case) -> Bound:
-        """A side's own tolerance; a reference is held to the tightest, since nothing but its formula is asked of it."""
+    def _bound_of(self, case: Case, tolerance: Tolerance | None) -> Bound:
+        """A side's own tolerance, or what replaces the table."""
         outputs = self.dataset.definitions[case.definition].outputs
-        return lambda side, name: tolerance_for(case.op, outputs[name].dtype, name, truth=f"{side} on {self.device}")
+        return lambda side, name: (
+            tolerance or tolerance_for(case.op, outputs[name].dtype, name, truth=f"{side} on {self.device}")
+        )
 
     def _determinism(self, case: Case, _: Tolerance | None) -> Proof:
         bench = self._bench.lay(case)
