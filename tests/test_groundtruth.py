@@ -20,6 +20,7 @@ from adapters import unchanged
 import refgrid_groundtruth as groundtruth
 from refgrid.dataset.case import op_of
 from refgrid.dataset.definition import load_dataset
+from refgrid.sources import Sources
 from refgrid_groundtruth import SOURCES, Source, Unavailable, paged, selftest
 from refgrid_groundtruth.table import FAMILY
 
@@ -714,6 +715,8 @@ def test_the_referee_knows_the_answer_of_every_op_that_it_judges(op: str) -> Non
 
 def test_every_op_has_a_referee_and_an_unknown_one_is_told() -> None:
     assert all(groundtruth.referee(op, "cpu") for op in FAMILY)
+    assert all(Sources().exact(op) == ("oracle",) for op in FAMILY)
+    assert Sources().exact("conv") == ()
     with pytest.raises(LookupError, match="oracle has no op 'conv'"):
         groundtruth.referee("conv", "cpu")
 

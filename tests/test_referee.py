@@ -131,6 +131,17 @@ def test_without_a_formula_the_mismatch_stays_and_says_so(bench: Bench) -> None:
     assert bench.prove("agreement", one=exactly, two=exactly).comparisons
 
 
+def test_without_memory_for_float64_the_mismatch_stays_and_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refgrid.proving.workbench._WIDER", 1e15)
+
+    told = bench.refuted("agreement", one=exactly, two=off_by(1.0))
+
+    assert "no word from float64: LookupError" in told
+    assert "are free" in told
+
+
 def test_a_formula_that_fails_does_not_hide_what_was_found(bench: Bench) -> None:
     def failing(x: torch.Tensor) -> Any:  # noqa: ARG001 - sources are called by name
         raise RuntimeError("out of order")

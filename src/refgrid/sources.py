@@ -77,7 +77,8 @@ class Provider(Protocol):
 
     It may have `origin(source_name, op)`, which gives the Origin of an adapter; without it all of it counts as one.
     It may have `referee(op, device)`, a ground-truth function in float64 that raises LookupError for an op that it
-    does not have, and its sources `kernel(op)`, which says what computes an op: sources of one kernel are one truth.
+    does not have; REFEREE then names the source whose it is, which tells in `judges` for which further ops. And its
+    sources may have `kernel(op)`, which says what computes an op: sources of one kernel are one truth.
     A module `kernels` in its package may have `kernels(source_name, op, inputs)`, which gives Kernels.
     """
 
@@ -122,6 +123,15 @@ class Sources:
             with suppress(LookupError):
                 return cast(Adapter, told(op, device))
         raise LookupError(f"no float64 formula of {op}")
+
+    def exact(self, op: str) -> tuple[str, ...]:
+        """The sources that are referees of an op, whether or not they serve it too."""
+        named = {getattr(provider, "REFEREE", None) for provider in self._provider.values()}
+        return tuple(
+            source.name
+            for source in self.table
+            if source.name in named and op in (*source.ops, *getattr(source, "judges", ()))
+        )
 
     def kernel(self, name: str, op: str) -> str:
         """What computes one op for one source; its own name where its provider does not say."""

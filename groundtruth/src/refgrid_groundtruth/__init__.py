@@ -22,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 
 from refgrid_groundtruth.table import FAMILY, REFEREE, SOURCES, Origin, Source
 
-__all__ = ["SOURCES", "Origin", "Source", "Unavailable", "adapter", "origin", "referee", "unproven"]
+__all__ = ["REFEREE", "SOURCES", "Origin", "Source", "Unavailable", "adapter", "origin", "referee", "unproven"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -109,13 +109,13 @@ class Keys:
         return self._kept[name]
 
     def _adapters(self, case: Case) -> str:
-        """All that serve the op where sources are held against each other, else the one that the case names."""
+        """All that serve the op, and its referee, where sources are held against each other, else the case's own."""
         told = [f"{name} {self._adapter(name, case.op)}" for name in self._called(case)]
         return self._once("adapters", *told, of=lambda: _short(told)) if told else NONE
 
     def _called(self, case: Case) -> tuple[str, ...]:
         if case.check == "agreement":
-            return self._sources.serving(case.op)
+            return tuple(dict.fromkeys((*self._sources.serving(case.op), *self._sources.exact(case.op))))
         return (case.source,) if case.source else ()
 
     def _adapter(self, name: str, op: str) -> str:

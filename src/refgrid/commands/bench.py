@@ -24,7 +24,7 @@ from rich.table import Table
 
 from refgrid.records.record import read_runs
 
-_BESIDES = ("reference", "source", "truth", "compare")
+_BESIDES = ("reference", "source", "truth", "compare", "referee")
 _COMPARED = 2**29  # bytes of each of two bfloat16 outputs
 _BLOCK = 2**22  # elements that are drawn at once
 

@@ -121,7 +121,8 @@ class Prover:
             comparisons = self._compare(actual, truth, case, [case.source], tolerance)
         where = f"[{case.definition}, reference against {case.source}]"
         if wrong := _mismatch(comparisons, bench, actual, truth, where):
-            wrong = self._refereed(wrong, bench, case, {"reference": reference, case.source: truth})
+            sides = {"reference": reference, case.source: truth}
+            wrong = self._refereed(wrong, bench, sides, self._bound_of(case, tolerance))
             raise self._repeated(wrong, bench, case, actual, truth, tolerance)
         missing = [name for name in reference if name not in truth]
         return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
@@ -140,9 +141,10 @@ class Prover:
             where = f"[{case.definition}, {other} against {first}]"
             wrong += filter(None, [_mismatch(found, bench, shared, truths[first], where)])
             comparisons += found
+        bound = self._bound_of(case, tolerance)
         if wrong:
-            raise self._refereed(_joined(wrong, comparisons), bench, case, truths)
-        self._demand_exact(bench, case, truths)
+            raise self._refereed(_joined(wrong, comparisons), bench, truths, bound)
+        self._demand_exact(bench, case, truths, bound)
         return Proof(tuple(comparisons), note)
 
     def _demand_two(self, case: Case, truths: Mapping[str, Tensors], absent: Mapping[str, tuple[Verdict, str]]) -> str:
@@ -158,33 +160,37 @@ class Prover:
         worst = min(verdicts, key=list(Verdict).index)
         raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
 
-    def _demand_exact(self, bench: Laid, case: Case, truths: Mapping[str, Tensors]) -> None:
+    def _demand_exact(self, bench: Laid, case: Case, truths: Mapping[str, Tensors], bound: Bound) -> None:
         """Sources that agree may be wrong together: where none of them is float64, a small workload is held to it."""
-        if "oracle" in truths or case.size != "small" or memory.bytes_needed(bench.definition, bench.axes) > _REFEREED:
+        if case.size != "small" or memory.bytes_needed(bench.definition, bench.axes) > _REFEREED:
+            return
+        if any(name in truths for name in self.sources.exact(case.op)):
             return
         with suppress(LookupError):  # no formula: nothing is known to be wrong
             exact = self._bench.referee(bench)
-            off = off_from(truths, exact, self._bound_of(case))
+            off = off_from(truths, exact, bound)
             if off:
-                told = settle([each.output for each in off], truths, exact, self._bound_of(case))
+                told = settle(list(dict.fromkeys(each.output for each in off)), truths, exact, bound)
                 raise Finding(
                     Verdict.MISMATCH, f"the sources agree with each other, but {told} [{case.definition}]", off
                 )
 
-    def _refereed(self, found: Finding, bench: Laid, case: Case, sides: Mapping[str, Tensors]) -> Finding:
+    def _refereed(self, found: Finding, bench: Laid, sides: Mapping[str, Tensors], bound: Bound) -> Finding:
         """The mismatch, and what float64 says of it; it stays one, whoever is further off."""
         outputs = list(dict.fromkeys(each.output for each in found.comparisons if not each.matches))
         try:
-            told = settle(outputs, sides, self._bench.referee(bench), self._bound_of(case))
+            told = settle(outputs, sides, self._bench.referee(bench), bound)
         except Exception as error:  # noqa: BLE001 - a referee that fails must not hide what was found
             told = f"no word from float64: {judge(error)[1]}"
         reason = "; ".join(part for part in (found.reason, told) if part)
         return Finding(found.verdict, reason, found.comparisons, found.report)
 
-    def _bound_of(self, case: Case) -> Bound:
-        """A side's own tolerance; a reference is held to the tightest, since nothing but its formula is asked of it."""
+    def _bound_of(self, case: Case, tolerance: Tolerance | None) -> Bound:
+        """A side's own tolerance, or what replaces the table."""
         outputs = self.dataset.definitions[case.definition].outputs
-        return lambda side, name: tolerance_for(case.op, outputs[name].dtype, name, truth=f"{side} on {self.device}")
+        return lambda side, name: (
+            tolerance or tolerance_for(case.op, outputs[name].dtype, name, truth=f"{side} on {self.device}")
+        )
 
     def _determinism(self, case: Case, _: Tolerance | None) -> Proof:
         bench = self._bench.lay(case)

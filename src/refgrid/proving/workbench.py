@@ -30,6 +30,7 @@ Tensors = dict[str, torch.Tensor]
 
 _KEPT_BYTES = 4 * 2**30
 _ALIGNED = 512  # bytes, as CUDA's allocator aligns; a CPU's aligns to 64
+_WIDER = 4  # times the memory of a case: bfloat16 as float64
 
 
 @dataclass
@@ -198,9 +199,14 @@ class Workbench:
     def referee(self, bench: Laid) -> Tensors:
         """What each output should be, float64 from the first step to the last, so finer than the definition's dtype.
 
-        Raises LookupError when no provider has a formula for the op, and whatever the formula raises.
+        Raises LookupError when no provider has a formula for the op or there is no memory for it, and whatever the
+        formula raises.
         """
         formula = self.sources.referee(bench.op, self.device)
+        wanted = _WIDER * memory.bytes_needed(bench.definition, bench.axes)
+        free = memory.bytes_free(self.device, self.limit)
+        if wanted > free:
+            raise LookupError(f"{memory.told_bytes(wanted)} for it, and {memory.told_bytes(free)} are free")
         constants = {name: bench.definition.constant(name) for name in constants_of(formula, bench.definition)}
         with self.timed("referee"):
             return dict(in_float64(lambda inputs: formula(**inputs, **constants), bench.inputs.tensors))
