@@ -253,7 +253,7 @@ def test_a_failure_is_reported_where_it_is_read_with_the_command_that_replays_it
 
     done = project.run("--seed", "3", "-k", "b2-sum")
 
-    first = project.outcome("b2-sum")
+    first = project.outcome("b2-sum-seed3")
     explained, replay = "explained by a factor of 1.05", first.report.splitlines()[-1].removeprefix("replay: ")
     assert first.reason.count("\n") == 0
     assert f"; all of it {explained} [" in first.reason
@@ -266,7 +266,7 @@ def test_a_failure_is_reported_where_it_is_read_with_the_command_that_replays_it
 
     assert program == "pytest"
     assert "planned 1 = accounted 1: 1 mismatch" in again.stdout
-    again_outcome = project.outcome("b2-sum")
+    again_outcome = project.outcome("b2-sum-seed3")
     assert again_outcome.hashes["inputs"] == first.hashes["inputs"]
     assert again_outcome.comparisons == first.comparisons
 
@@ -280,9 +280,9 @@ def test_what_did_not_fail_has_no_report(project: Project) -> None:
 def test_in_an_environment_of_this_checkout_its_session_replays_a_case(pytestconfig: pytest.Config) -> None:
     root = pytestconfig.rootpath
     case = Case("rmsnorm_h128", "rmsnorm", "rmsnorm", "b4", "numerics", "torch", "small", seed=3)
-    test = "tests/references/test_rmsnorm.py::TestRmsnormH128::test_numerical_correctness[rmsnorm_h128-b4-torch]"
-    options = {"--environment": "cpu", "--seed": 3, "--tolerance": 0.5, "--dataset": None, "--memory": 2.0**31}
-    config = cast(pytest.Config, SimpleNamespace(getoption=options.__getitem__, rootpath=root))
+    test = "tests/references/test_rmsnorm.py::TestRmsnormH128::test_numerical_correctness[rmsnorm_h128-b4-torch-seed3]"
+    options = {"--environment": "cpu", "--seeds": 9, "--tolerance": 0.5, "--reason": "to see it", "--memory": 2.0**31}
+    config = cast(pytest.Config, SimpleNamespace(getoption=options.get, rootpath=root))
 
     session, _, told = replay_command(config, test, case, "cpu").partition(" -- ")
     arguments = shlex.split(told)
@@ -292,7 +292,8 @@ def test_in_an_environment_of_this_checkout_its_session_replays_a_case(pytestcon
     assert session == "nox -s tests-cpu"
     assert arguments == [
         test,
-        *["--test-sizes", "small", "--seed", "3", "--tolerance", "0.5", "--memory", "2147483648"],
+        *["--test-sizes", "small", "--tolerance", "0.5", "--reason", "to see it"],
+        *["--seed", "3", "--seeds", "1", "--memory", "2147483648"],
     ]
     assert [line for line in found.stdout.splitlines() if "::" in line] == [test]
 

@@ -23,13 +23,14 @@ def replay_command(config: pytest.Config, nodeid: str, case: Case, device: str) 
         command = ["nox", "-s", f"tests-{environment}", "--", nodeid]
     else:
         command = ["pytest", nodeid, "--device", device, "--environment", environment]
-    return shlex.join([*command, "--test-sizes", case.size, *_kept(config)])
+    return shlex.join([*command, "--test-sizes", case.size, *_kept(config, case)])
 
 
-def _kept(config: pytest.Config) -> list[str]:
+def _kept(config: pytest.Config, case: Case) -> list[str]:
     """The options of this run without which the case would be another one."""
     option = config.getoption
-    told = {"--seed": option("--seed") or None, "--tolerance": option("--tolerance"), "--dataset": option("--dataset")}
+    told = {name: option(name) for name in ("--tolerance", "--reason", "--dataset")}
+    told |= {"--seed": case.seed or None, "--seeds": 1 if option("--seeds") else None}
     if math.isfinite(memory := option("--memory")):
         told["--memory"] = int(memory)
     return [part for name, value in told.items() if value is not None for part in (name, str(value))]
