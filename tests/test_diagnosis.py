@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from refgrid.proving import diagnosis as module
 from refgrid.proving.compare import compare
 from refgrid.proving.diagnosis import Diagnosis, diagnose, told_of
+from refgrid.proving.explanations import LEAST
 from refgrid.proving.tolerance import EXACT, Tolerance, tolerance_for
 from refgrid.proving.workbench import Laid
 
@@ -114,6 +115,14 @@ def test_a_planted_transform_is_told(change: Change, told: str) -> None:
 )
 def test_the_rounding_of_a_narrow_dtype_hides_nothing(dtype: torch.dtype, change: Change, told: str) -> None:
     assert seen(change, dtype).explanation.startswith(told)
+
+
+def test_what_only_whole_rows_show_is_explained_too() -> None:
+    found = seen(lambda x: x * 1.008, torch.bfloat16, tolerance=Tolerance(8e-3, 1e-2, row_norm=4e-3))
+
+    assert found.wrong < LEAST
+    assert found.explanation.startswith("a factor of 1.0")
+    assert "as a whole is off by" in "\n".join(found.lines())
 
 
 def test_an_equal_pair_of_axes_can_be_transposed() -> None:

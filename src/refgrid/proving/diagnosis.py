@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 
 from refgrid.proving.compare import Comparison, Location, told_apart
-from refgrid.proving.explanations import Piece, explain, within
+from refgrid.proving.explanations import LEAST, Piece, explain, within
 from refgrid.proving.finding import forget_locals, judge
 from refgrid.proving.forms import form_of
 from refgrid.proving.tolerance import Tolerance
@@ -46,6 +46,8 @@ class Diagnosis:
         found = self.comparison
         where = "" if self._whole else f" around the worst, of {found.count}"
         told = [f"{found.output}: {self.wrong} of {self.looked_at} elements{where} are outside the tolerance"]
+        if found.rows is not None and not found.rows.within:
+            told += [f"  {found.rows.describe()}"]
         if found.nonfinite_mismatches:
             told += [f"  {found.nonfinite_mismatches} of {found.count} are nan or infinite on one side alone"]
         told += [f"  {self.clusters}"] if self.clusters else []
@@ -93,7 +95,8 @@ def diagnose(
         window = _window(actual.shape, comparison.worst[0].index)
         a, e = (x[window].double() for x in (actual, expected))
         wrong = ~within(a, e, tolerance)
-        piece = Piece(a, e, wrong, names, tolerance, actual.dtype)
+        whole_rows = comparison.rows is not None and not comparison.rows.within and int(wrong.sum()) < LEAST
+        piece = Piece(a, e, a != e if whole_rows else wrong, names, tolerance, actual.dtype)
         clusters = _clusters(wrong, names, [part.start for part in window])
         return Diagnosis(comparison, names, a.numel(), int(wrong.sum()), clusters, explain(piece))
 
