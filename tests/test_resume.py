@@ -148,7 +148,7 @@ def changed_libraries(project: Project) -> None:
 
 def changed_tolerance(project: Project) -> None:
     file = project.root / "test_double.py"
-    file.write_text(file.read_text() + "    tolerance = 0.5\n")
+    file.write_text(file.read_text() + "    tolerance = 0.5\n    tolerance_reason = 'to see'\n")
 
 
 def lost_keys(project: Project) -> None:

@@ -217,7 +217,7 @@ def test_a_tolerance_that_its_class_sets_counts(project: Project) -> None:
     tests = project.root / "test_double.py"
     project.run("-k", "sum", *TWO_WORKERS)
     later(project)
-    tests.write_text(TESTS + "    tolerance = 0.5\n")
+    tests.write_text(TESTS + "    tolerance = 0.5\n    tolerance_reason = 'to see'\n")
     project.run("-k", "sum", *TWO_WORKERS)
     assert set(newest(project).values()) == {"match"}
     later(project)

@@ -19,6 +19,7 @@ run before the call, and `after` over inputs and outputs. It is planted into the
     broken = "sm_scale=sm_scale * 1.01"
     told = "lse is off"                # a regular expression that the reason holds at the place's workload
     verdict = "mismatch"               # which the case ends in there; mismatch if it is not said
+    race = true                        # two of its writes race, so that it may be nondeterministic as well
     also = { prefill = "lse is off" }  # other workloads of the definition at which the tests plant it, and what is told
     check = "numerics"                 # or determinism, or agreement of an adapter with those of other sources
     device = "cpu"                     # or cuda, for adapters of libraries that need a GPU
@@ -79,6 +80,7 @@ class Mutant(BaseModel):
     check: Literal["numerics", "determinism", "agreement"] = "numerics"
     device: Literal["cpu", "cuda"] = "cpu"
     equivalent: str = ""
+    race: bool = Field(False, exclude=True)  # names the red only
     file: str = Field("", exclude=True)
     places: dict[str, Place] = Field({}, exclude=True)
 
