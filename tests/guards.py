@@ -48,5 +48,8 @@ def demand_caught(judgement: Judgement, mutant: Mutant, told: str) -> None:
     """Fail unless the mutant's case turned red, with the mutant's verdict and a reason that fits `told`."""
     assert judgement.fate == "caught", f"{mutant.id}: {judgement.fate}, but should be caught"
     wanted = [mutant.verdict.value, *(["nondeterministic"] if mutant.race else [])]
-    assert judgement.verdict in wanted, f"{mutant.id}: {judgement.verdict}, but should be {wanted}: {judgement.reason}"
+    told_wanted = " or ".join(wanted)
+    assert judgement.verdict in wanted, (
+        f"{mutant.id}: {judgement.verdict}, but should be {told_wanted}: {judgement.reason}"
+    )
     assert re.search(told, judgement.reason), f"{mutant.id}: {judgement.reason!r} does not tell of {told!r}"

@@ -35,10 +35,10 @@ def test_a_case_that_needs_more_than_a_share_runs_alone_on_its_gpu(
 ) -> None:
     large, small = 4096, range(1, 9)  # 16 bytes a row: 64 KiB, held several times
     fleet = Fleet(tmp_path, double, write_definition, "FAKE-0:1MiB")
-    # A worker has come when it has its lease: in a small case it would wait for one that waits to run the large alone.
-    come = "import os\nimport planted\n\ndef pytest_collection_finish():\n    if {} in os.environ: planted.meet(0)\n"
+    # Both begin together, with their leases: in a small case one would wait for one that waits to run the large alone.
+    come = "import os\nimport planted\n\ndef pytest_collection_finish():\n    if {} in os.environ: planted.meet(1, 2)\n"
     (fleet.root / "conftest.py").write_text(come.format("'PYTEST_XDIST_WORKER'"))
-    fleet.reference("import planted\nplanted.meet(1, 2)\nreturn planted.used(x, 0.2)", large, *small)
+    fleet.reference("import planted\nreturn planted.used(x, 0.4)", large, *small)
 
     done = fleet.run("-n", "auto", "--workers-per-gpu", "2", *CRASH_SAFE)
 
