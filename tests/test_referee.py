@@ -127,8 +127,19 @@ def test_without_a_formula_the_mismatch_stays_and_says_so(bench: Bench) -> None:
 
     told = bench.refuted("agreement", one=exactly, two=off_by(1.0))
 
-    assert told.endswith("no word from float64: LookupError: no float64 formula of double")
+    assert told.endswith("no word from float64: NoReferee: no float64 formula of double")
     assert bench.prove("agreement", one=exactly, two=exactly).comparisons
+
+
+@pytest.mark.parametrize("fault", [IndexError, KeyError, LookupError], ids=lambda fault: fault.__name__)
+def test_a_formula_that_fails_where_sources_agree_is_no_agreement(bench: Bench, fault: type[Exception]) -> None:
+    def failing(x: torch.Tensor) -> Any:  # noqa: ARG001 - sources are called by name
+        raise fault("out of order")
+
+    bench.referee = failing
+
+    with pytest.raises(fault, match="out of order"):
+        bench.prove("agreement", one=exactly, two=exactly)
 
 
 def test_without_memory_for_float64_the_mismatch_stays_and_says_so(
@@ -138,7 +149,7 @@ def test_without_memory_for_float64_the_mismatch_stays_and_says_so(
 
     told = bench.refuted("agreement", one=exactly, two=off_by(1.0))
 
-    assert "no word from float64: LookupError" in told
+    assert "no word from float64: NoReferee" in told
     assert "are free" in told
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -16,6 +15,10 @@ from refgrid.caching.modules import Modules
 GROUP = "refgrid.sources"
 
 Adapter = Callable[..., Mapping[str, Any]]
+
+
+class NoReferee(Exception):
+    """Nothing in float64 can judge a case here: no provider has a formula for the op, or no memory is left for it."""
 
 
 class Source(Protocol):
@@ -115,14 +118,18 @@ class Sources:
         return self._provider[name].adapter(name, op, device)
 
     def referee(self, op: str, device: str) -> Adapter:
-        """The float64 formula that judges the sources of one op; raises LookupError when no provider has one."""
+        """The float64 formula that judges the sources of one op; raises NoReferee when no provider has one."""
         for provider in {id(each): each for each in self._provider.values()}.values():
             told = getattr(provider, "referee", None)
             if told is None:
                 continue
-            with suppress(LookupError):
+            try:
                 return cast(Adapter, told(op, device))
-        raise LookupError(f"no float64 formula of {op}")
+            except (KeyError, IndexError):
+                raise  # a fault of its own, not an op that it has no formula of
+            except LookupError:
+                continue
+        raise NoReferee(f"no float64 formula of {op}")
 
     def exact(self, op: str) -> tuple[str, ...]:
         """The sources that are referees of an op, whether or not they serve it too."""

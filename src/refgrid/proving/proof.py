@@ -21,7 +21,7 @@ from refgrid.proving.referee import Bound, off_from, settle
 from refgrid.proving.tolerance import Tolerance, looser, tolerance_for
 from refgrid.proving.workbench import Laid, Tensors, Workbench, demand_dtypes, demand_shapes
 from refgrid.records.record import Verdict
-from refgrid.sources import Sources
+from refgrid.sources import NoReferee, Sources
 
 # Bytes of inputs and outputs up to which sources that agree are held to float64 as well.
 _REFEREED = 2**26
@@ -166,7 +166,7 @@ class Prover:
             return
         if any(name in truths for name in self.sources.exact(case.op)):
             return
-        with suppress(LookupError):  # no formula: nothing is known to be wrong
+        with suppress(NoReferee):  # nothing is known to be wrong
             exact = self._bench.referee(bench)
             off = off_from(truths, exact, bound)
             if off:

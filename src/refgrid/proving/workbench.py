@@ -24,7 +24,7 @@ from refgrid.proving.forms import draw, drawn_outputs, is_law, seed_draws
 from refgrid.proving.inputs import Inputs, make_inputs
 from refgrid.proving.precision import in_float64
 from refgrid.records.record import Verdict
-from refgrid.sources import Adapter, Sources
+from refgrid.sources import Adapter, NoReferee, Sources
 
 Tensors = dict[str, torch.Tensor]
 
@@ -199,14 +199,14 @@ class Workbench:
     def referee(self, bench: Laid) -> Tensors:
         """What each output should be, float64 from the first step to the last, so finer than the definition's dtype.
 
-        Raises LookupError when no provider has a formula for the op or there is no memory for it, and whatever the
+        Raises NoReferee when no provider has a formula for the op or there is no memory for it, and whatever the
         formula raises.
         """
         formula = self.sources.referee(bench.op, self.device)
         wanted = _WIDER * memory.bytes_needed(bench.definition, bench.axes)
         free = memory.bytes_free(self.device, self.limit)
         if wanted > free:
-            raise LookupError(f"{memory.told_bytes(wanted)} for it, and {memory.told_bytes(free)} are free")
+            raise NoReferee(f"{memory.told_bytes(wanted)} for it, and {memory.told_bytes(free)} are free")
         constants = {name: bench.definition.constant(name) for name in constants_of(formula, bench.definition)}
         with self.timed("referee"):
             return dict(in_float64(lambda inputs: formula(**inputs, **constants), bench.inputs.tensors))
