@@ -30,7 +30,7 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 ENVIRONMENTS = {entry["name"]: entry for entry in nox.project.load_toml(ROOT / "ci/environments.toml")["environment"]}
 VENVS = {name: entry for name, entry in ENVIRONMENTS.items() if entry["kind"] == "venv"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth"]
+MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth", "--editable=solutions"]
 
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
 NEEDS_TORCH = (

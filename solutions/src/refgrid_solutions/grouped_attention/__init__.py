@@ -1,0 +1,7 @@
+"""Grouped flash attention: many slices of rows, each with its own range of shared keys, in one exact call."""
+
+from refgrid_solutions.grouped_attention.interface import grouped_flash_attn_func
+from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, plan_grouped_attn
+from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL
+
+__all__ = ["CAUSAL", "FULL", "GroupedAttnPlan", "grouped_flash_attn_func", "plan_grouped_attn"]
