@@ -51,12 +51,19 @@ class Backend(Protocol):
 
 # In the order in which "auto" asks them.
 TABLE = {
+    "fa3": Row(
+        "fa3",
+        "FlashAttention-3 of the fa3-fwd wheel forward, PyTorch's FlashAttention-2 backward",
+        needs=("fa3_fwd",),
+        dtypes=(torch.bfloat16,),  # its float16 kernels were left out of the wheel
+    ),
     "triton": Row(
         "triton",
         "kernels of our own in Triton, forward and backward",
         needs=("triton",),
         devices=("cuda", "cpu"),  # on a CPU by Triton's interpreter; the module knows whether that is on
     ),
+    "torch": Row("aten", "PyTorch's FlashAttention-2, forward and backward", head_dims=(*WRITTEN_FOR, 256)),
     "cuda": Row("", "kernels of our own in CUDA C++: not written yet"),
     "reference": Row(
         "naive",
