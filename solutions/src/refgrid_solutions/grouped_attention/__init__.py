@@ -3,5 +3,14 @@
 from refgrid_solutions.grouped_attention.interface import grouped_flash_attn_func
 from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, plan_grouped_attn
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL
+from refgrid_solutions.grouped_attention.varlen import grouped_flash_attn_varlen_func, varlen_groups
 
-__all__ = ["CAUSAL", "FULL", "GroupedAttnPlan", "grouped_flash_attn_func", "plan_grouped_attn"]
+__all__ = [
+    "CAUSAL",
+    "FULL",
+    "GroupedAttnPlan",
+    "grouped_flash_attn_func",
+    "grouped_flash_attn_varlen_func",
+    "plan_grouped_attn",
+    "varlen_groups",
+]

@@ -56,7 +56,7 @@ class Launch(NamedTuple):
 
 
 def packed(plan: GroupedAttnPlan, *numbers: int) -> tuple[torch.Tensor, ...]:
-    """The launches of a plan, and numbers that a backend keeps beside them: first a tensor on the CPU, then the device's."""
+    """The launches of a plan, and numbers that a backend keeps beside them; the first tensor is on the CPU."""
     lists = [sequences(plan, mask_type) for mask_type in (FULL, CAUSAL)]
     host = [len(numbers), *numbers]
     parts: list[Sequence[int]] = []

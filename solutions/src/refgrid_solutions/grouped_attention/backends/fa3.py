@@ -16,6 +16,7 @@ from refgrid_solutions.grouped_attention.predicted import faster_way, splits
 from refgrid_solutions.grouped_attention.sequences import Launch, assembled, minus_infinity, packed, unpacked
 
 _HOPPER = (9, 0)
+_KERNELS = "fa3_fwd._C"
 
 
 def refuses(plan: GroupedAttnPlan) -> str:
@@ -28,9 +29,8 @@ def refuses(plan: GroupedAttnPlan) -> str:
 
 def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:
     """The way to go backward, into how many parts keys are split, and the launches."""
-    importlib.import_module("fa3_fwd._C")  # registers torch.ops.fa3_fwd
-    processors = torch.cuda.get_device_properties(plan.device).multi_processor_count
-    return packed(plan, faster_way(plan), splits(plan, processors))
+    importlib.import_module(_KERNELS)  # registers torch.ops.fa3_fwd
+    return packed(plan, faster_way(plan), splits(plan, _processors(plan.device)))
 
 
 def forward(
@@ -55,6 +55,10 @@ def backward(
     """Gradients of q, k and v, each as its tensor: PyTorch's kernel."""
     (way, _), launches = unpacked(plan.metadata("fa3"))
     return aten.gradients((dout, q, k, v, out, lse), plan, launches, way, scale)
+
+
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _attend(
