@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from grouped_samples import Run, hold_keys, hold_lse, hold_rows
 from naive_grouped import Entry, attend, dense_mask, gradients, hold_to_twice
 
 from refgrid_solutions.grouped_attention import GroupedAttnPlan, grouped_flash_attn_func, plan_grouped_attn
@@ -159,22 +160,13 @@ def check_precision(layout: Layout, subject: Subject, **options: Any) -> None:
     out, lse = run(told, plan, subject)
     found = {"out": out, **dict(zip(("dq", "dk", "dv"), run_backward(told, plan, subject, dout), strict=True))}
 
-    (low, low_lse), (truth, truth_lse) = attend(*told, mask, scale), attend(*_double(told), mask, scale)
+    (low, _), (truth, truth_lse) = attend(*told, mask, scale), attend(*_double(told), mask, scale)
     lows = (low, *gradients(*told, mask, scale, dout))
     truths = (truth, *gradients(*_double(told), mask, scale, dout.double()))
     for (name, value), low, truth in zip(found.items(), lows, truths, strict=True):
         factor = 3 if name in {"dk", "dv"} else 2
         hold_to_twice(name, value, low, truth, largest=factor, by_row=name in {"out", "dv"})
-    hold_lse(lse, low_lse, truth_lse)
-
-
-def hold_lse(found: torch.Tensor, low: torch.Tensor, truth: torch.Tensor) -> None:
-    """Within 1e-3, or twice what the formula in its dtype is off; -inf where and only where it should be."""
-    assert torch.equal(found.isneginf(), truth.isneginf()), "lse is -inf elsewhere than it should be"
-    seen = ~truth.isneginf()
-    off, low_off = ((tensor.double() - truth)[seen].abs() for tensor in (found, low))
-    limit = max(1e-3, 2 * float(low_off.max())) if seen.any() else 0
-    assert (off <= limit).all(), f"lse is off by {off.max():.2e}, but should be by at most {limit:.2e}"
+    hold_lse(lse, truth_lse)
 
 
 def check_rows_without_keys(layout: Layout, subject: Subject) -> None:
@@ -357,6 +349,26 @@ def check_strides(layout: Layout, subject: Subject) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def run_both(layout: Layout, subject: Subject, spread: float = 1, **options: Any) -> Run:
+    """A forward and a backward pass of drawn tensors."""
+    told, plan = drawn(layout, subject, spread=spread), planned(layout, subject, **options)
+    leaves = [tensor.requires_grad_() for tensor in told]
+    out, lse = grouped_flash_attn_func(leaves[0], leaves[1], leaves[2], plan, backend=subject.backend)
+    dout = torch.randn_like(out)
+    found = torch.autograd.grad(out, leaves, dout)
+    return Run(layout.entries, *(tensor.detach() for tensor in (*leaves, dout, out, lse, *found)))
+
+
+def check_sampled_rows(layout: Layout, subject: Subject) -> None:
+    """As precision, row by row."""
+    hold_rows(run_both(layout, subject))
+
+
+def check_sampled_keys(layout: Layout, subject: Subject) -> None:
+    """As precision of dk and dv, key by key."""
+    hold_keys(run_both(layout, subject))
+
+
 def check_compiled(layout: Layout, subject: Subject, compiler: str) -> None:
     """One graph, with its gradients, gives the same as eager."""
     plan = planned(layout, subject, deterministic=True)
@@ -390,4 +402,6 @@ CHECKS: dict[str, Callable[[Layout, Subject], None]] = {
     "poisoned keys": check_poisoned_keys,
     "deterministic": check_deterministic,
     "strides": check_strides,
+    "sampled rows": check_sampled_rows,
+    "sampled keys": check_sampled_keys,
 }

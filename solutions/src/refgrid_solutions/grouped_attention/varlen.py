@@ -79,7 +79,7 @@ def varlen_groups(
     """Rows and keys of every sequence of every group, as the ranges of a plan over the groups' rows back to back.
 
     k_offsets: where each sequence begins in the shared keys. Without them sequences lie back to back there, each as
-    long as the longest that a group sees of it; with several sequences that is told only if total_k says that they fill k.
+    long as the longest that a group sees of it; of several sequences that is known only if they fill total_k.
     ValueError for offsets that do not begin at 0 or that fall, groups of different numbers of sequences, and lengths
     that leave open where a sequence begins.
     """
