@@ -1,0 +1,212 @@
+"""The backward kernels: gradients of keys, and of rows. Each is summed in registers over all that there is to sum, and
+written once: no sum depends on which program came first.
+
+A tile of keys belongs to one program, with all rows of all slices and of all query heads that see it. So slices that
+share keys, and query heads that share a head of k, need no more than longer sums.
+"""
+
+# Triton would read types in the kernels' signatures: they take what they are given.
+# ruff: noqa: ANN001, ANN202
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from refgrid_solutions.grouped_attention.backends.triton.items import LOG2_E, head_and_tile, item_at
+
+_LOG2_E = tl.constexpr(LOG2_E)
+
+
+@triton.jit(do_not_specialize=["total_q", "heads", "places"])
+def summarize(
+    out, dout, lse, stats, work, total_q, heads, places, dout_row, dout_head, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Of a tile of rows what both other kernels need: stats [2, heads, places] float32, lse to base 2 and dout * out.
+
+    The logarithm of a row without keys is inf there: its weights come out as 0. work: row_tiles. out and lse are dense.
+    """
+    work_at, head = work + tl.program_id(0) * 8, tl.program_id(1).to(tl.int64)
+    row, count, place = tl.load(work_at), tl.load(work_at + 1), tl.load(work_at + 7)
+    offsets, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)[None, :]
+    rows, real = row.to(tl.int64) + offsets, offsets < count
+    values = tl.load(out + (rows * heads + head)[:, None] * WIDTH + columns, mask=real[:, None], other=0.0)
+    d_values = tl.load(dout + (rows * dout_row + head * dout_head)[:, None] + columns, mask=real[:, None], other=0.0)
+    logarithm = tl.load(lse + head * total_q + rows, mask=real, other=0.0) * _LOG2_E
+    logarithm = tl.where(logarithm == -float("inf"), float("inf"), logarithm)
+    at = stats + head * places + place + offsets
+    tl.store(at, logarithm, mask=real)
+    delta = tl.sum(values.to(tl.float32) * d_values.to(tl.float32), 1)
+    tl.store(at + heads.to(tl.int64) * places, delta, mask=real)
+
+
+@triton.jit
+def _place(step, masked, whole, group):
+    """Of a run's step: which query head, and which block of rows. Masked blocks of all heads come first."""
+    late = step >= masked * group
+    count = tl.where(late, whole, masked)
+    step -= tl.where(late, masked * group, 0)
+    return step // count, step % count + tl.where(late, masked, 0)
+
+
+@triton.jit
+def _hidden(rows, keys, first_row, first_key, last_key, diagonal):
+    """[keys, rows], in absolute numbers: which pairs the slice of a run does not have."""
+    end = tl.where(rows < first_row, first_key, tl.minimum(rows + diagonal, last_key))
+    return (keys[:, None] < first_key) | (keys[:, None] >= end[None, :])
+
+
+@triton.jit
+def _key_step(
+    sums, k, v, q_desc, dout_desc, lse_desc, delta_desc, head, row, place, key, bounds, scale, MASKED: tl.constexpr
+):
+    """What one block of rows adds to the gradients of a tile of keys and values.
+
+    All is transposed, [keys, rows]: so weights and their gradients are operands that need not leave the registers.
+    """
+    dk, dv = sums
+    keys: tl.constexpr = k.shape[0]
+    width: tl.constexpr = k.shape[1]
+    rows: tl.constexpr = q_desc.block_shape[1]
+    q = q_desc.load([head, row, 0]).reshape(rows, width)
+    lse = lse_desc.load([head, place]).reshape(rows)
+    scores = tl.dot(k, q.T) * scale - lse[None, :]
+    if MASKED:
+        hidden = _hidden(row + tl.arange(0, rows), key + tl.arange(0, keys), *bounds)
+        scores = tl.where(hidden, -float("inf"), scores)
+    weights = tl.exp2(scores)
+    dout = dout_desc.load([head, row, 0]).reshape(rows, width)
+    # As what the product begins with, delta needs no registers of its own.
+    less = tl.zeros([keys, rows], tl.float32) - delta_desc.load([head, place]).reshape(rows)[None, :]
+    d_weights = tl.dot(v, dout.T, less)
+    dv = tl.dot(weights.to(dout.dtype), dout, dv)
+    return tl.dot((weights * d_weights).to(q.dtype), q, dk), dv
+
+
+@triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "total_k"])
+def of_keys(
+    q_desc,
+    k_desc,
+    v_desc,
+    dout_desc,
+    lse_desc,
+    delta_desc,
+    dk,
+    dv,
+    work,
+    runs,
+    scale,
+    scale2,
+    num_tiles,
+    heads,
+    section,
+    group,
+    total_k,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dk, dv [total_k, heads, WIDTH] from k, v [heads, total_k, WIDTH], and q, dout [heads * group, total_q, WIDTH].
+
+    work, runs: key_tiles. lse and delta: of summarize. scale: of the scores, positive; scale2: times log2(e).
+    """
+    for base in tl.range(0, num_tiles * heads - tl.program_id(0), tl.num_programs(0)):
+        head, tile = head_and_tile(item_at(base, num_tiles * heads), num_tiles, heads, section)
+        work_at = work + tile * 8
+        key = tl.load(work_at)
+        k = k_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
+        v = v_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
+        sums = tl.zeros([KEYS, WIDTH], tl.float32), tl.zeros([KEYS, WIDTH], tl.float32)
+        for index in tl.range(tl.load(work_at + 1), tl.load(work_at + 2)):
+            run = runs + index * 8
+            row, masked, whole = tl.load(run), tl.load(run + 1), tl.load(run + 2)
+            bounds = tl.load(run + 3), tl.load(run + 4), tl.load(run + 5), tl.load(run + 6)
+            place = tl.load(run + 7)
+            for step in tl.range(0, masked * group, num_stages=STAGES):
+                one, block = _place(step, masked, whole, group)
+                sums = _key_step(
+                    *(sums, k, v, q_desc, dout_desc, lse_desc, delta_desc),
+                    *(head * group + one, row + block * ROWS, place + block * ROWS, key, bounds, scale2, True),
+                )
+            for step in tl.range(masked * group, (masked + whole) * group, num_stages=STAGES):
+                one, block = _place(step, masked, whole, group)
+                sums = _key_step(
+                    *(sums, k, v, q_desc, dout_desc, lse_desc, delta_desc),
+                    *(head * group + one, row + block * ROWS, place + block * ROWS, key, bounds, scale2, False),
+                )
+        offsets = tl.arange(0, KEYS)
+        at = (key.to(tl.int64) * heads + head) * WIDTH
+        place = at + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
+        keep = (offsets < total_k - key)[:, None]
+        tl.store(dk + place, (sums[0] * scale).to(dk.dtype.element_ty), mask=keep)
+        tl.store(dv + place, sums[1].to(dv.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _row_step(dq, q, dout, k_desc, v_desc, head, key, lse, delta, seen, place, scale, MASKED: tl.constexpr):
+    """What one block of keys adds to the gradients of a tile of rows."""
+    rows: tl.constexpr = q.shape[0]
+    width: tl.constexpr = q.shape[1]
+    keys: tl.constexpr = k_desc.block_shape[1]
+    k = k_desc.load([head, key, 0]).reshape(keys, width)
+    scores = tl.dot(q, k.T) * scale - lse[:, None]
+    if MASKED:
+        scores = tl.where(place + tl.arange(0, keys)[None, :] < seen[:, None], scores, -float("inf"))
+    weights = tl.exp2(scores)
+    v = v_desc.load([head, key, 0]).reshape(keys, width)
+    d_weights = tl.dot(dout, v.T, tl.zeros([rows, keys], tl.float32) - delta[:, None])
+    return tl.dot((weights * d_weights).to(k.dtype), k, dq)
+
+
+@triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "places"])
+def of_rows(
+    q_desc,
+    k_desc,
+    v_desc,
+    dout_desc,
+    stats,
+    dq,
+    work,
+    scale,
+    scale2,
+    num_tiles,
+    heads,
+    section,
+    group,
+    places,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dq [total_q, heads, WIDTH] from q, dout [heads, total_q, WIDTH] and k, v [heads / group, total_k, WIDTH].
+
+    work: row_tiles. stats: of summarize. scale: of the scores, positive; scale2: times log2(e).
+    """
+    for base in tl.range(0, num_tiles * heads - tl.program_id(0), tl.num_programs(0)):
+        head, tile = head_and_tile(item_at(base, num_tiles * heads), num_tiles, heads, section)
+        work_at = work + tile * 8
+        row, count, key = tl.load(work_at), tl.load(work_at + 1), tl.load(work_at + 2)
+        whole, masked = tl.load(work_at + 3), tl.load(work_at + 4)
+        offsets = tl.arange(0, ROWS)
+        seen = tl.minimum(offsets + tl.load(work_at + 5), tl.load(work_at + 6))
+        at = stats + head.to(tl.int64) * places + tl.load(work_at + 7)
+        lse = tl.load(at + offsets, mask=offsets < count, other=float("inf"))
+        delta = tl.load(at + heads.to(tl.int64) * places + offsets, mask=offsets < count, other=0.0)
+        q = q_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
+        dout = dout_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
+        sums = tl.zeros([ROWS, WIDTH], tl.float32)
+        for block in tl.range(0, whole, num_stages=STAGES):
+            place = block * KEYS
+            sums = _row_step(
+                *(sums, q, dout, k_desc, v_desc, head // group, key + place, lse, delta, seen, place, scale2, False)
+            )
+        for block in tl.range(whole, whole + masked, num_stages=STAGES):
+            place = block * KEYS
+            sums = _row_step(
+                *(sums, q, dout, k_desc, v_desc, head // group, key + place, lse, delta, seen, place, scale2, True)
+            )
+        to = (row.to(tl.int64) * heads + head) * WIDTH
+        place = to + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
+        tl.store(dq + place, (sums * scale).to(dq.dtype.element_ty), mask=(offsets < count)[:, None])
