@@ -1,8 +1,9 @@
-"""The launches of a backward pass."""
+"""The launches of a backward pass: rows summarized, then gradients of keys, and with them or apart those of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -11,56 +12,79 @@ from refgrid_solutions.grouped_attention.backends.triton.configurations import C
 from refgrid_solutions.grouped_attention.backends.triton.gradients import of_keys, of_rows, summarize
 from refgrid_solutions.grouped_attention.backends.triton.items import LOG2_E, described
 
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Work(NamedTuple):
+    """Tiles of rows and of keys, and the runs of these; the places of rows' statistics, the heads of a section."""
+
+    rows: torch.Tensor
+    keys: torch.Tensor
+    runs: torch.Tensor
+    places: int
+    section: int
+
+
+class Told(NamedTuple):
+    """Tensors [n, heads, head_dim], loadable, none of them empty, and what rows need: [2, heads, places] float32."""
+
+    dout: torch.Tensor
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    stats: torch.Tensor
+
+    @property
+    def group(self) -> int:
+        """How many query heads share a head of k."""
+        heads, shared = int(self.q.shape[1]), int(self.k.shape[1])
+        return heads // shared
+
+    def described(self, tiles: Tiles) -> tuple[TensorDescriptor, ...]:
+        """As q, k, v and dout, for loads of tiles of that size."""
+        sizes = (tiles.rows, tiles.keys, tiles.keys, tiles.rows)
+        return tuple(described(*pair) for pair in zip((self.q, self.k, self.v, self.dout), sizes, strict=True))
+
+
 def differentiated(
-    told: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
-    work: Sequence[torch.Tensor],
-    section: int,
+    work: Work,
     sizes: Configuration,
-    places: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dq, dk, dv; told: dout, q, k and v, loadable, none of them empty. work: for rows, for keys, and the keys' runs.
+    *,
+    reduced: bool,
+) -> Gradients:
+    """dq, dk and dv from dout, q, k and v, loadable and not empty; out and lse are dense.
 
-    places: how many the statistics of rows take.
+    reduced: dq by additions in memory, in float32 and any order; else by a kernel of its own, the same bits every time.
     """
-    dout, q, k, v = told
-    rows, keys, runs = work
-    stats = _summarized(out.contiguous(), dout, lse.contiguous(), rows, places, sizes.of_rows.rows)
-    dq = _of_rows(dout, q, k, v, stats, scale, rows, section, sizes.of_rows)
-    dk, dv = _of_keys(dout, q, k, v, stats, scale, (keys, runs), section, sizes.of_keys)
-    return dq, dk, dv
+    dout, q, k, v = tensors
+    told = Told(dout, q, k, v, _summarized(out, dout, lse, work, sizes.of_rows))
+    if not reduced:
+        return _of_rows(told, scale, work, sizes.of_rows), *_of_keys(told, scale, work, sizes.of_keys, None)
+    sums = q.new_zeros(q.shape, dtype=torch.float32)
+    dk, dv = _of_keys(told, scale, work, sizes.of_keys, sums)
+    return torch.mul(sums, scale, out=q.new_empty(q.shape)), dk, dv
 
 
-def _summarized(
-    out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, work: torch.Tensor, places: int, tile_rows: int
-) -> torch.Tensor:
+def _summarized(out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, work: Work, tiles: Tiles) -> torch.Tensor:
     count, heads, width = out.shape
-    stats = lse.new_empty((2, heads, places))
-    summarize[len(work), heads](
-        *(out, dout, lse, stats, work, count, heads, places, dout.stride(0), dout.stride(1)), tile_rows, width
+    stats = lse.new_empty((2, heads, work.places))
+    summarize[len(work.rows), heads](
+        *(out, dout, lse, stats, work.rows, count, heads, work.places, dout.stride(0), dout.stride(1)),
+        *(tiles.rows, width),
     )
     return stats
 
 
-def _of_rows(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    stats: torch.Tensor,
-    scale: float,
-    work: torch.Tensor,
-    section: int,
-    tiles: Tiles,
-) -> torch.Tensor:
-    _, heads, width = q.shape
-    group = heads // k.shape[1]
-    dq = q.new_empty(q.shape)
-    of_rows[tiles.grid(len(work) * heads, q.device)](
-        *(described(q, tiles.rows), described(k, tiles.keys), described(v, tiles.keys), described(dout, tiles.rows)),
-        *(stats, dq, work, scale, scale * LOG2_E, len(work), heads, section * group, group, stats.shape[2]),
+def _of_rows(told: Told, scale: float, work: Work, tiles: Tiles) -> torch.Tensor:
+    _, heads, width = told.q.shape
+    dq = told.q.new_empty(told.q.shape)
+    of_rows[tiles.grid(len(work.rows) * heads, dq.device)](
+        *(*told.described(tiles), told.stats, dq, work.rows, scale, scale * LOG2_E),
+        *(len(work.rows), heads, work.section * told.group, told.group, work.places),
         *(tiles.rows, tiles.keys, width, tiles.stages),
         num_warps=tiles.warps,
     )
@@ -68,22 +92,15 @@ def _of_rows(
 
 
 def _of_keys(
-    dout: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    stats: torch.Tensor,
-    scale: float,
-    work: tuple[torch.Tensor, torch.Tensor],
-    section: int,
-    tiles: Tiles,
+    told: Told, scale: float, work: Work, tiles: Tiles, sums: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    count, heads, width = k.shape
-    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
-    lse, delta = (TensorDescriptor(part, list(part.shape), list(part.stride()), [1, tiles.rows]) for part in stats)
-    of_keys[tiles.grid(len(work[0]) * heads, k.device)](
-        *(described(q, tiles.rows), described(k, tiles.keys), described(v, tiles.keys), described(dout, tiles.rows)),
-        *(lse, delta, dk, dv, *work, scale, scale * LOG2_E, len(work[0]), heads, section, q.shape[1] // heads, count),
+    count, heads, width = told.k.shape
+    dk, dv = told.k.new_empty(told.k.shape), told.v.new_empty(told.v.shape)
+    stats = (TensorDescriptor(part, list(part.shape), list(part.stride()), [1, tiles.rows]) for part in told.stats)
+    of_keys[tiles.grid(len(work.keys) * heads, dk.device)](
+        *(*told.described(tiles), *stats, None if sums is None else described(sums, tiles.rows)),
+        *(dk, dv, work.keys, work.runs, scale, scale * LOG2_E),
+        *(len(work.keys), heads, work.section, told.group, count),
         *(tiles.rows, tiles.keys, width, tiles.stages),
         num_warps=tiles.warps,
     )

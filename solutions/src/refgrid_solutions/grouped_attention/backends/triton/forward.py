@@ -5,9 +5,6 @@ product of weights and values is that of the block before: nothing in the step w
 to do while the softmax of this block is computed.
 """
 
-# Triton would read types in the kernels' signatures: they take what they are given.
-# ruff: noqa: ANN001, ANN202
-
 from __future__ import annotations
 
 import torch
@@ -21,16 +18,27 @@ _LN_2 = tl.constexpr(1 / LOG2_E)
 
 
 @triton.jit
-def _hidden_zeros(seen, scale, KEYS: tl.constexpr, dtype: tl.constexpr):
-    """Weights of no block [rows, KEYS], as bits. Of zeros that it knows the compiler would keep each in a register of
-    its own through the loops, and of those that it can compute before the first tile too; of these two in one.
+def _hidden_zeros(seen: tl.tensor, scale: tl.tensor, KEYS: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
+    """Weights of no block [rows, KEYS], as bits.
+
+    Zeros that the compiler knows, or can compute before the first tile, it would keep through the loops in a register
+    each; of these, two in one.
     """
     zeros = (seen[:, None] + tl.arange(0, KEYS)[None, :]).to(tl.float32) * (scale * 0.0)
     return zeros.to(dtype).to(tl.int16, bitcast=True)
 
 
 @triton.jit
-def _softmax(scores, largest, total, seen, scale, place, MASKED: tl.constexpr, KEYS: tl.constexpr):
+def _softmax(
+    scores: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    seen: tl.tensor,
+    scale: tl.tensor,
+    place: tl.tensor,
+    MASKED: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> tl.tuple:
     """Weights of a block, not yet divided: exponents to base 2, relative to the largest score so far."""
     if MASKED:
         scores = tl.where(place + tl.arange(0, KEYS)[None, :] < seen[:, None], scores, -float("inf"))
@@ -44,7 +52,19 @@ def _softmax(scores, largest, total, seen, scale, place, MASKED: tl.constexpr, K
 
 
 @triton.jit
-def _step(state, rows, k_desc, v_desc, head, key, block, seen, scale, MASKED: tl.constexpr, KEYS: tl.constexpr):
+def _step(
+    state: tl.tuple,
+    rows: tl.tensor,
+    k_desc: tl.tensor_descriptor,
+    v_desc: tl.tensor_descriptor,
+    head: tl.tensor,
+    key: tl.tensor,
+    block: tl.tensor,
+    seen: tl.tensor,
+    scale: tl.tensor,
+    MASKED: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> tl.tuple:
     """One block: its scores, the values of the block before, its weights.
 
     The weights are carried as bits: only what is made into an operand in the step is taken from registers.
@@ -61,23 +81,23 @@ def _step(state, rows, k_desc, v_desc, head, key, block, seen, scale, MASKED: tl
 
 @triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "total_q"])
 def attend(
-    q_desc,
-    k_desc,
-    v_desc,
-    out,
-    lse,
-    work,
-    scale,
-    num_tiles,
-    heads,
-    section,
-    group,
-    total_q,
+    q_desc: tl.tensor_descriptor,
+    k_desc: tl.tensor_descriptor,
+    v_desc: tl.tensor_descriptor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    work: tl.tensor,
+    scale: tl.tensor,
+    num_tiles: tl.tensor,
+    heads: tl.tensor,
+    section: tl.tensor,
+    group: tl.tensor,
+    total_q: tl.tensor,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
-):
+) -> None:
     """q [heads, total_q, WIDTH], k and v [heads / group, total_k, WIDTH] -> out [total_q, heads, WIDTH], lse.
 
     work: row_tiles. scale: of the scores, positive, times log2(e). section: heads that are taken together.
@@ -119,7 +139,7 @@ def attend(
 def attended(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, work: torch.Tensor, section: int, tiles: Tiles
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out [total_q, heads, head_dim] and lse [heads, total_q] by one launch; q, k and v loadable, none of them empty."""
+    """out [total_q, heads, head_dim] and lse [heads, total_q], by one launch; q, k and v are loadable and not empty."""
     count, heads, width = q.shape
     group = heads // k.shape[1]
     out = q.new_empty((count, heads, width))

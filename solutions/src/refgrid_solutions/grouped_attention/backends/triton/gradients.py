@@ -1,12 +1,10 @@
-"""The backward kernels: gradients of keys, and of rows. Each is summed in registers over all that there is to sum, and
-written once: no sum depends on which program came first.
+"""The backward kernels: gradients of keys, and of rows.
 
 A tile of keys belongs to one program, with all rows of all slices and of all query heads that see it. So slices that
-share keys, and query heads that share a head of k, need no more than longer sums.
+share keys, and query heads that share a head of k, need no more than longer sums: those stay in registers and are
+written once. Gradients of rows are either sums of the same kind in a kernel of their own, which computes the weights
+once more; or the kernel of the keys adds its part of them to memory, in whatever order programs come to it.
 """
-
-# Triton would read types in the kernels' signatures: they take what they are given.
-# ruff: noqa: ANN001, ANN202
 
 from __future__ import annotations
 
@@ -20,8 +18,19 @@ _LOG2_E = tl.constexpr(LOG2_E)
 
 @triton.jit(do_not_specialize=["total_q", "heads", "places"])
 def summarize(
-    out, dout, lse, stats, work, total_q, heads, places, dout_row, dout_head, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
+    out: tl.tensor,
+    dout: tl.tensor,
+    lse: tl.tensor,
+    stats: tl.tensor,
+    work: tl.tensor,
+    total_q: tl.tensor,
+    heads: tl.tensor,
+    places: tl.tensor,
+    dout_row: tl.tensor,
+    dout_head: tl.tensor,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> None:
     """Of a tile of rows what both other kernels need: stats [2, heads, places] float32, lse to base 2 and dout * out.
 
     The logarithm of a row without keys is inf there: its weights come out as 0. work: row_tiles. out and lse are dense.
@@ -41,7 +50,7 @@ def summarize(
 
 
 @triton.jit
-def _place(step, masked, whole, group):
+def _place(step: tl.tensor, masked: tl.tensor, whole: tl.tensor, group: tl.tensor) -> tl.tuple:
     """Of a run's step: which query head, and which block of rows. Masked blocks of all heads come first."""
     late = step >= masked * group
     count = tl.where(late, whole, masked)
@@ -50,7 +59,14 @@ def _place(step, masked, whole, group):
 
 
 @triton.jit
-def _hidden(rows, keys, first_row, first_key, last_key, diagonal):
+def _hidden(
+    rows: tl.tensor,
+    keys: tl.tensor,
+    first_row: tl.tensor,
+    first_key: tl.tensor,
+    last_key: tl.tensor,
+    diagonal: tl.tensor,
+) -> tl.tensor:
     """[keys, rows], in absolute numbers: which pairs the slice of a run does not have."""
     end = tl.where(rows < first_row, first_key, tl.minimum(rows + diagonal, last_key))
     return (keys[:, None] < first_key) | (keys[:, None] >= end[None, :])
@@ -58,59 +74,78 @@ def _hidden(rows, keys, first_row, first_key, last_key, diagonal):
 
 @triton.jit
 def _key_step(
-    sums, k, v, q_desc, dout_desc, lse_desc, delta_desc, head, row, place, key, bounds, scale, MASKED: tl.constexpr
-):
-    """What one block of rows adds to the gradients of a tile of keys and values.
+    sums: tl.tuple,
+    k: tl.tensor,
+    v: tl.tensor,
+    descs: tl.tuple,
+    head: tl.tensor,
+    row: tl.tensor,
+    place: tl.tensor,
+    key: tl.tensor,
+    bounds: tl.tuple,
+    scale: tl.tensor,
+    MASKED: tl.constexpr,
+) -> tl.tuple:
+    """What one block of rows adds to the gradients of a tile of keys and values, and the tile to those of the rows.
 
     All is transposed, [keys, rows]: so weights and their gradients are operands that need not leave the registers.
     """
     dk, dv = sums
+    q_desc, dout_desc, lse_desc, delta_desc, dq_desc = descs
     keys: tl.constexpr = k.shape[0]
     width: tl.constexpr = k.shape[1]
     rows: tl.constexpr = q_desc.block_shape[1]
     q = q_desc.load([head, row, 0]).reshape(rows, width)
-    lse = lse_desc.load([head, place]).reshape(rows)
-    scores = tl.dot(k, q.T) * scale - lse[None, :]
+    scores = tl.dot(k, q.T) * scale - lse_desc.load([head, place]).reshape(rows)[None, :]
     if MASKED:
         hidden = _hidden(row + tl.arange(0, rows), key + tl.arange(0, keys), *bounds)
         scores = tl.where(hidden, -float("inf"), scores)
     weights = tl.exp2(scores)
     dout = dout_desc.load([head, row, 0]).reshape(rows, width)
+    delta = delta_desc.load([head, place]).reshape(rows)
+    if MASKED:  # what nobody wrote
+        delta = tl.where(row + tl.arange(0, rows) < bounds[0], 0.0, delta)
     # As what the product begins with, delta needs no registers of its own.
-    less = tl.zeros([keys, rows], tl.float32) - delta_desc.load([head, place]).reshape(rows)[None, :]
-    d_weights = tl.dot(v, dout.T, less)
+    d_weights = tl.dot(v, dout.T, tl.zeros([keys, rows], tl.float32) - delta[None, :])
     dv = tl.dot(weights.to(dout.dtype), dout, dv)
-    return tl.dot((weights * d_weights).to(q.dtype), q, dk), dv
+    d_scores = (weights * d_weights).to(q.dtype)
+    dk = tl.dot(d_scores, q, dk)
+    if dq_desc is not None:
+        dq_desc.atomic_add([head, row, 0], tl.dot(d_scores.T, k).reshape(1, rows, width))
+    return dk, dv
 
 
 @triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "total_k"])
 def of_keys(
-    q_desc,
-    k_desc,
-    v_desc,
-    dout_desc,
-    lse_desc,
-    delta_desc,
-    dk,
-    dv,
-    work,
-    runs,
-    scale,
-    scale2,
-    num_tiles,
-    heads,
-    section,
-    group,
-    total_k,
+    q_desc: tl.tensor_descriptor,
+    k_desc: tl.tensor_descriptor,
+    v_desc: tl.tensor_descriptor,
+    dout_desc: tl.tensor_descriptor,
+    lse_desc: tl.tensor_descriptor,
+    delta_desc: tl.tensor_descriptor,
+    dq_desc: tl.tensor_descriptor,
+    dk: tl.tensor,
+    dv: tl.tensor,
+    work: tl.tensor,
+    runs: tl.tensor,
+    scale: tl.tensor,
+    scale2: tl.tensor,
+    num_tiles: tl.tensor,
+    heads: tl.tensor,
+    section: tl.tensor,
+    group: tl.tensor,
+    total_k: tl.tensor,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
-):
+) -> None:
     """dk, dv [total_k, heads, WIDTH] from k, v [heads, total_k, WIDTH], and q, dout [heads * group, total_q, WIDTH].
 
     work, runs: key_tiles. lse and delta: of summarize. scale: of the scores, positive; scale2: times log2(e).
+    dq_desc: None, or float32 as q, to which dq is added, not yet multiplied by scale.
     """
+    descs = q_desc, dout_desc, lse_desc, delta_desc, dq_desc
     for base in tl.range(0, num_tiles * heads - tl.program_id(0), tl.num_programs(0)):
         head, tile = head_and_tile(item_at(base, num_tiles * heads), num_tiles, heads, section)
         work_at = work + tile * 8
@@ -125,26 +160,36 @@ def of_keys(
             place = tl.load(run + 7)
             for step in tl.range(0, masked * group, num_stages=STAGES):
                 one, block = _place(step, masked, whole, group)
-                sums = _key_step(
-                    *(sums, k, v, q_desc, dout_desc, lse_desc, delta_desc),
-                    *(head * group + one, row + block * ROWS, place + block * ROWS, key, bounds, scale2, True),
-                )
+                at = head * group + one, row + block * ROWS, place + block * ROWS
+                sums = _key_step(sums, k, v, descs, *at, key, bounds, scale2, True)
             for step in tl.range(masked * group, (masked + whole) * group, num_stages=STAGES):
                 one, block = _place(step, masked, whole, group)
-                sums = _key_step(
-                    *(sums, k, v, q_desc, dout_desc, lse_desc, delta_desc),
-                    *(head * group + one, row + block * ROWS, place + block * ROWS, key, bounds, scale2, False),
-                )
+                at = head * group + one, row + block * ROWS, place + block * ROWS
+                sums = _key_step(sums, k, v, descs, *at, key, bounds, scale2, False)
         offsets = tl.arange(0, KEYS)
-        at = (key.to(tl.int64) * heads + head) * WIDTH
-        place = at + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
+        to = (key.to(tl.int64) * heads + head) * WIDTH
+        place = to + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
         keep = (offsets < total_k - key)[:, None]
         tl.store(dk + place, (sums[0] * scale).to(dk.dtype.element_ty), mask=keep)
         tl.store(dv + place, sums[1].to(dv.dtype.element_ty), mask=keep)
 
 
 @triton.jit
-def _row_step(dq, q, dout, k_desc, v_desc, head, key, lse, delta, seen, place, scale, MASKED: tl.constexpr):
+def _row_step(
+    dq: tl.tensor,
+    q: tl.tensor,
+    dout: tl.tensor,
+    k_desc: tl.tensor_descriptor,
+    v_desc: tl.tensor_descriptor,
+    head: tl.tensor,
+    key: tl.tensor,
+    lse: tl.tensor,
+    delta: tl.tensor,
+    seen: tl.tensor,
+    place: tl.tensor,
+    scale: tl.tensor,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
     """What one block of keys adds to the gradients of a tile of rows."""
     rows: tl.constexpr = q.shape[0]
     width: tl.constexpr = q.shape[1]
@@ -161,25 +206,25 @@ def _row_step(dq, q, dout, k_desc, v_desc, head, key, lse, delta, seen, place, s
 
 @triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "places"])
 def of_rows(
-    q_desc,
-    k_desc,
-    v_desc,
-    dout_desc,
-    stats,
-    dq,
-    work,
-    scale,
-    scale2,
-    num_tiles,
-    heads,
-    section,
-    group,
-    places,
+    q_desc: tl.tensor_descriptor,
+    k_desc: tl.tensor_descriptor,
+    v_desc: tl.tensor_descriptor,
+    dout_desc: tl.tensor_descriptor,
+    stats: tl.tensor,
+    dq: tl.tensor,
+    work: tl.tensor,
+    scale: tl.tensor,
+    scale2: tl.tensor,
+    num_tiles: tl.tensor,
+    heads: tl.tensor,
+    section: tl.tensor,
+    group: tl.tensor,
+    places: tl.tensor,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
-):
+) -> None:
     """dq [total_q, heads, WIDTH] from q, dout [heads, total_q, WIDTH] and k, v [heads / group, total_k, WIDTH].
 
     work: row_tiles. stats: of summarize. scale: of the scores, positive; scale2: times log2(e).

@@ -1,8 +1,5 @@
 """What all kernels share: how a program finds its items, and how the tensors are described to the copy engine."""
 
-# Types in the kernels' signatures would be read by Triton: it takes what it is given.
-# ruff: noqa: ANN001, ANN202
-
 from __future__ import annotations
 
 import torch
@@ -16,9 +13,10 @@ _UNIT = 16
 
 
 @triton.jit
-def item_at(base, items):
-    """Which item this program takes of those from base on: the order turns in every round, so that long and short
-    ones come together; not in a last round that is not full.
+def item_at(base: tl.tensor, items: tl.tensor) -> tl.tensor:
+    """Which item this program takes, of the round from base on.
+
+    The order turns with every round, so that long and short ones come together; not in a last one that is not full.
     """
     programs, program = tl.num_programs(0), tl.program_id(0)
     turned = ((base // programs) % 2 == 1) & (base + programs <= items)
@@ -26,7 +24,7 @@ def item_at(base, items):
 
 
 @triton.jit
-def head_and_tile(item, num_tiles, heads, section):
+def head_and_tile(item: tl.tensor, num_tiles: tl.tensor, heads: tl.tensor, section: tl.tensor) -> tl.tuple:
     """Of an item: tile by tile over the heads of one section, then the next section."""
     before = item // (num_tiles * section)
     wide = tl.minimum(section, heads - before * section)

@@ -60,8 +60,8 @@ def pieces(slices: Sequence[Slice], total_q: int) -> Pieces:
 def row_tiles(of: Pieces, tile_rows: int, tile_keys: int) -> torch.Tensor:
     """[n, WIDTH] int64: all rows of q in tiles of tile_rows or less, none of two pieces, the longest first.
 
-    Columns as ROW_TILE: the first row, how many rows, the slice's first key, blocks of tile_keys keys that all rows see,
-    then blocks that need a mask, the diagonal of the tile's first row, the slice's keys, the place of the first row.
+    Columns as ROW_TILE: the first row, how many rows, the slice's first key, blocks of tile_keys keys that all rows
+    see, then blocks that need a mask, the diagonal of the tile's first row, the slice's keys, the first row's place.
     """
     which, index = _expanded(-((of.row - of.last_row) // tile_rows))
     first, last_row, key, num_keys, diagonal, last_place = of.at(which)
@@ -75,7 +75,7 @@ def row_tiles(of: Pieces, tile_rows: int, tile_keys: int) -> torch.Tensor:
 
 
 def key_tiles(of: Pieces, total_k: int, tile_rows: int, tile_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All keys in tiles of tile_keys from key 0 on [n, WIDTH], the longest first; the runs [m, WIDTH] of rows they need.
+    """All keys in tiles of tile_keys from key 0 on [n, WIDTH], the longest first; the runs [m, WIDTH] of rows for them.
 
     Columns as KEY_TILE: the first key, and which runs are the tile's. Of a run, as RUN: its first row, blocks of
     tile_rows rows that need a mask, then blocks in which every row sees every key of the tile, the slice's first row,
@@ -109,7 +109,7 @@ def heads_together(total_k: int, num_heads_k: int, head_dim: int, itemsize: int)
 def copied(device: torch.device, *tables: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tables as int32 on the device, by one copy for all."""
     there = torch.cat(tables).to(torch.int32).to(device)
-    return there.split([len(table) for table in tables])
+    return tuple(there.split([len(table) for table in tables]))
 
 
 def _expanded(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,141 @@
+"""What the compiler makes of the kernels for an H200, where there is none: registers, spills, memory, instructions.
+
+    $ python -m refgrid_solutions.grouped_attention.backends.triton.resources
+
+prints a line of JSON for each kernel of the table of configurations. Triton brings the assembler and disassembler.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Tiles
+from refgrid_solutions.grouped_attention.backends.triton.forward import attend
+from refgrid_solutions.grouped_attention.backends.triton.gradients import of_keys, of_rows
+
+_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+_HOPPER = GPUTarget("cuda", 90, 32)
+# By a kernel's name here: the kernel, and which of the configuration's tiles it takes.
+KERNELS = {
+    "forward": (attend, "forward"),
+    "of_rows": (of_rows, "of_rows"),
+    "of_keys": (of_keys, "of_keys"),
+    "of_keys, reduced": (of_keys, "of_keys"),
+}
+_POINTERS = {"lse": "fp32", "stats": "fp32", "work": "i32", "runs": "i32"}
+_HALVES = ("out", "dq", "dk", "dv")
+
+
+class Resources(NamedTuple):
+    """One kernel, compiled: spills and shared memory in bytes; in_loops: accesses to local memory in innermost loops.
+
+    products: instructions of a warp group's tensor cores; loads, reductions: those of the copy engine.
+    """
+
+    kernel: str
+    head_dim: int
+    dtype: str
+    tiles: Tiles
+    registers: int
+    spills: int
+    in_loops: int
+    shared_memory: int
+    products: int
+    loads: int
+    reductions: int
+    warnings: str
+
+
+def resources(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Resources:
+    """Compile a kernel of KERNELS for tiles of this size, in fp16 or bf16, and look at what came of it."""
+    compiled = _compiled(name, head_dim, dtype, tiles)
+    with TemporaryDirectory() as folder:
+        Path(folder, "kernel.cubin").write_bytes(compiled.asm["cubin"])
+        Path(folder, "kernel.ptx").write_text(compiled.asm["ptx"])
+        told = _tool(folder, "ptxas", "--verbose", "--gpu-name=sm_90a", "kernel.ptx", "--output-file=again.cubin")
+        code = list(_instructions(_tool(folder, "cuobjdump", "--dump-sass", "kernel.cubin")))
+    found = [int(re.search(pattern, told)[1]) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")]
+    counts = [sum(word in text for _, text in code) for word in ("HGMMA", "UTMALDG", "UTMAREDG")]
+    warnings = "; ".join(line for line in told.splitlines() if re.search(r"warning|Performance Loss", line))
+    shared = compiled.metadata.shared
+    return Resources(name, head_dim, dtype, tiles, *found, _local_in_loops(code), shared, *counts, warnings)
+
+
+def _compiled(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Any:
+    kernel, _ = KERNELS[name]
+    constants: dict[str, Any] = {"ROWS": tiles.rows, "KEYS": tiles.keys, "WIDTH": head_dim, "STAGES": tiles.stages}
+    if name == "of_keys":
+        constants["dq_desc"] = None
+    types = {argument: _type(argument, head_dim, dtype, tiles) for argument in kernel.arg_names}
+    types |= dict.fromkeys(constants, "constexpr")
+    aligned = [[at for at, argument in enumerate(kernel.arg_names) if types[argument].startswith("*")]]
+    attributes = {(at,): [["tt.divisibility", 16]] for at in aligned[0]}
+    source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=_HOPPER, options={"num_warps": tiles.warps, "num_stages": tiles.stages})
+
+
+def _type(argument: str, head_dim: int, dtype: str, tiles: Tiles) -> str:
+    """As Triton writes the type of an argument of any of the kernels."""
+    rows, keys = f"[1, {tiles.rows}, {head_dim}]", f"[1, {tiles.keys}, {head_dim}]"
+    described = {
+        **dict.fromkeys(("q_desc", "dout_desc"), f"{dtype}{rows}"),
+        **dict.fromkeys(("k_desc", "v_desc"), f"{dtype}{keys}"),
+        **dict.fromkeys(("lse_desc", "delta_desc"), f"fp32[1, {tiles.rows}]"),
+        "dq_desc": f"fp32{rows}",
+    }
+    if argument in described:
+        return f"tensordesc<{described[argument]}>"
+    if argument in _HALVES:
+        return f"*{dtype}"
+    return f"*{_POINTERS[argument]}" if argument in _POINTERS else "fp32" if argument.startswith("scale") else "i32"
+
+
+def _tool(folder: str, name: str, *arguments: str) -> str:
+    """What one of Triton's own tools says, wherever it says it."""
+    command = [str(_TOOLS / name), *arguments]
+    told = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    return told.stdout
+
+
+def _instructions(disassembly: str) -> Iterator[tuple[int, str]]:
+    """Each with its address."""
+    for match in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", disassembly, re.MULTILINE):
+        yield int(match[1], 16), match[2]
+
+
+def _local_in_loops(code: list[tuple[int, str]]) -> int:
+    """Loads and stores of local memory in loops that hold products and no other such loop."""
+    # A jump back without a condition comes from where a wait is repeated, outside of the loop.
+    jumps = ((address, re.match(r"@\S+ BRA.* 0x([0-9a-f]+)", text)) for address, text in code)
+    loops = {(int(jump[1], 16), address) for address, jump in jumps if jump and int(jump[1], 16) < address}
+    working = [loop for loop in loops if _count(code, loop, "HGMMA")]
+    inner = [one for one in working if not any(one[0] < other[0] and other[1] < one[1] for other in working)]
+    return sum(_count(code, loop, r"\b(LDL|STL)\b") for loop in inner)
+
+
+def _count(code: list[tuple[int, str]], loop: tuple[int, int], pattern: str) -> int:
+    return sum(loop[0] <= address <= loop[1] and bool(re.search(pattern, text)) for address, text in code)
+
+
+def main() -> None:
+    """Print the resources of the table's kernels."""
+    for head_dim, configuration in TABLE.items():
+        for name, (_, part) in KERNELS.items():
+            for dtype in ("bf16", "fp16"):
+                found = resources(name, head_dim, dtype, getattr(configuration, part))
+                sys.stdout.write(json.dumps(found._asdict()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
