@@ -291,6 +291,9 @@ def test_a_plan_is_made_ready_before_a_graph_is_captured(monkeypatch: pytest.Mon
 def test_what_a_backend_needs_is_made_once() -> None:
     plan = planned(LAYOUTS["zigzag"], Subject("torch"))
 
-    assert plan.metadata("torch") is plan.metadata("torch")
+    host, *there = plan.metadata("torch")
+
+    assert plan.metadata("torch")[0] is host
+    assert len({part.untyped_storage().data_ptr() for part in there}) == 1  # one copy to the device
     assert plan.prepare("torch") == "torch"
     assert plan.prepare() == "reference"
