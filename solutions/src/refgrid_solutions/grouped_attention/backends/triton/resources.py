@@ -1,17 +1,19 @@
 """What the compiler makes of the kernels for an H200, where there is none: registers, spills, memory, instructions.
 
-    $ python -m refgrid_solutions.grouped_attention.backends.triton.resources
+    $ python -m refgrid_solutions.grouped_attention.backends.triton.resources --kernel=forward --tiles=128,64,8,3,1
 
-prints a line of JSON for each kernel of the table of configurations. Triton brings the assembler and disassembler.
+prints a line of JSON for each kernel asked for, by default all of the table of configurations. Assembler and
+disassembler are those of Triton's wheel.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -65,11 +67,11 @@ def resources(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Resources:
         Path(folder, "kernel.ptx").write_text(compiled.asm["ptx"])
         told = _tool(folder, "ptxas", "--verbose", "--gpu-name=sm_90a", "kernel.ptx", "--output-file=again.cubin")
         code = list(_instructions(_tool(folder, "cuobjdump", "--dump-sass", "kernel.cubin")))
-    found = [int(re.search(pattern, told)[1]) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")]
-    counts = [sum(word in text for _, text in code) for word in ("HGMMA", "UTMALDG", "UTMAREDG")]
+    registers, spills = (_number(pattern, told) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
+    products, loads, reductions = (sum(word in text for _, text in code) for word in ("HGMMA", "UTMALDG", "UTMAREDG"))
     warnings = "; ".join(line for line in told.splitlines() if re.search(r"warning|Performance Loss", line))
-    shared = compiled.metadata.shared
-    return Resources(name, head_dim, dtype, tiles, *found, _local_in_loops(code), shared, *counts, warnings)
+    memory = _local_in_loops(code), int(compiled.metadata.shared)
+    return Resources(name, head_dim, dtype, tiles, registers, spills, *memory, products, loads, reductions, warnings)
 
 
 def _compiled(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Any:
@@ -79,8 +81,8 @@ def _compiled(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Any:
         constants["dq_desc"] = None
     types = {argument: _type(argument, head_dim, dtype, tiles) for argument in kernel.arg_names}
     types |= dict.fromkeys(constants, "constexpr")
-    aligned = [[at for at, argument in enumerate(kernel.arg_names) if types[argument].startswith("*")]]
-    attributes = {(at,): [["tt.divisibility", 16]] for at in aligned[0]}
+    aligned = [at for at, argument in enumerate(kernel.arg_names) if types[argument].startswith("*")]
+    attributes = {(at,): [["tt.divisibility", 16]] for at in aligned}
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=_HOPPER, options={"num_warps": tiles.warps, "num_stages": tiles.stages})
 
@@ -108,6 +110,13 @@ def _tool(folder: str, name: str, *arguments: str) -> str:
     return told.stdout
 
 
+def _number(pattern: str, told: str) -> int:
+    match = re.search(pattern, told)
+    if match is None:
+        raise ValueError(f"the assembler does not say {pattern!r}: {told}")
+    return int(match[1])
+
+
 def _instructions(disassembly: str) -> Iterator[tuple[int, str]]:
     """Each with its address."""
     for match in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", disassembly, re.MULTILINE):
@@ -128,14 +137,21 @@ def _count(code: list[tuple[int, str]], loop: tuple[int, int], pattern: str) -> 
     return sum(loop[0] <= address <= loop[1] and bool(re.search(pattern, text)) for address, text in code)
 
 
-def main() -> None:
-    """Print the resources of the table's kernels."""
-    for head_dim, configuration in TABLE.items():
-        for name, (_, part) in KERNELS.items():
-            for dtype in ("bf16", "fp16"):
-                found = resources(name, head_dim, dtype, getattr(configuration, part))
-                sys.stdout.write(json.dumps(found._asdict()) + "\n")
+def main(arguments: Sequence[str]) -> None:
+    """Print the resources of the table's kernels, or of those that the arguments name."""
+    parser = argparse.ArgumentParser(prog="resources", description=main.__doc__)
+    parser.add_argument("--kernel", choices=KERNELS, action="append")
+    parser.add_argument("--head-dim", type=int, choices=TABLE, action="append")
+    parser.add_argument("--dtype", choices=["bf16", "fp16"], default="bf16")
+    parser.add_argument("--tiles", help="rows,keys,warps,stages,resident, in place of the table's")
+    told = parser.parse_args(arguments)
+    for head_dim in told.head_dim or TABLE:
+        for name in told.kernel or KERNELS:
+            own = getattr(TABLE[head_dim], KERNELS[name][1])
+            tiles = Tiles(*map(int, told.tiles.split(","))) if told.tiles else own
+            found = resources(name, head_dim, told.dtype, tiles)
+            sys.stdout.write(json.dumps(found._asdict() | {"tiles": tiles._asdict()}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
