@@ -165,7 +165,7 @@ CHANGES = [
     Change("cuda 13.0 -> 13.2", environment(cuda="13.2")),
     Change("toolkit 13.0.88 -> none", environment(toolkit=None)),
     Change("driver 580 -> 590", environment(driver="590.44.01")),
-    Change("libraries nothing -> triton 3.5.0", lambda c: (c.root / "installed/triton-3.5.0.dist-info").mkdir()),
+    Change("libraries nothing -> sglang 0.5.9", lambda c: (c.root / "installed/sglang-0.5.9.dist-info").mkdir()),
     Change("device NVIDIA H200 -> NVIDIA B200", environment(gpu="NVIDIA B200")),
     Change("device NVIDIA H200 -> ", environment(device="cpu")),
     Change("memory all -> 2147483648 B", less_memory),

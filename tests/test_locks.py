@@ -74,7 +74,7 @@ def test_a_stale_lock_is_noticed(old: str, new: str, fault: str) -> None:
     assert [each for each in faults(CUDA, lock_of(CUDA).replace(old, new)) if each.startswith(fault)]
 
 
-@pytest.mark.parametrize("name", ["torch", "triton", "nvidia-nccl-cu13"])
+@pytest.mark.parametrize("name", ["torch", "cuda-toolkit", "nvidia-nccl-cu13"])
 def test_torch_and_its_cuda_libraries_are_noticed_in_the_cpu_lock(name: str) -> None:
     assert f"{name} does not belong there" in faults("cpu", f"{lock_of('cpu')}{name}==1.0 \\\n")
 
