@@ -1,12 +1,11 @@
 """Triton's interpreter, from this import on: kernels run on a CPU, block by block, in NumPy.
 
-It must come before anything imports Triton, whose own functions are made for the one or the other when they are read.
-What the interpreter lacks is added while `completed` lasts.
+Triton's own functions are made for the one or the other when they are read, so conftest.py imports this before anything
+else imports Triton. What the interpreter lacks is added while `completed` lasts.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +13,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-os.environ["TRITON_INTERPRET"] = "1"
+with patch.dict("os.environ", {"TRITON_INTERPRET": "1"}):
+    import triton
+    import triton.language as tl
+    from triton.runtime import interpreter
 
-import triton.language as tl
-from triton.runtime import interpreter
-
+triton.knobs.runtime.interpret = True
 assert isinstance(tl.zeros, interpreter.InterpretedFunction), (
     "Triton was imported before tests/interpreted_triton.py: its functions are compiled ones"
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,15 +15,18 @@ from naive_grouped import Entry, dense_mask
 if sys.platform != "linux":
     pytest.skip("Triton has no wheels but for Linux", allow_module_level=True)
 
-import interpreted_triton  # noqa: F401 - the package of the lists imports Triton
+import triton
+import triton.language as tl
 
 from refgrid_solutions.grouped_attention.backends.triton import worklist
-from refgrid_solutions.grouped_attention.backends.triton.worklist import KEY_TILE, ROW_TILE, RUN, WIDTH
+from refgrid_solutions.grouped_attention.backends.triton.gradients import run_of
+from refgrid_solutions.grouped_attention.backends.triton.worklist import KEY_TILE, ROW_TILE
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, Slice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROWS, KEYS = 4, 8
+RUN = ("row", "place", "masked", "whole", "first_row", "first_key", "last_key", "diagonal")
 
 
 @st.composite
@@ -78,6 +82,46 @@ def test_the_longest_tiles_of_rows_come_first(drawn: tuple[list[Entry], int, int
     assert all(one["whole"] + one["masked"] >= other["whole"] + other["masked"] for one, other in pairwise(tiles))
 
 
+@triton.jit
+def _column(table: Any, index: Any, count: Any) -> Any:
+    at = tl.arange(0, 1024)
+    return tl.load(table + index * count + at, mask=at < count, other=0)
+
+
+@triton.jit
+def _work_out(found: Any, pieces: Any, keys: Any, count: Any, ROWS: tl.constexpr, KEYS: tl.constexpr) -> None:
+    """Runs of pieces [6, count] and the tiles of keys that they see: [8, count], as the kernel works them out."""
+    row, last_row, key = _column(pieces, 0, count), _column(pieces, 1, count), _column(pieces, 2, count)
+    num_keys, diagonal, place = _column(pieces, 3, count), _column(pieces, 4, count), _column(pieces, 5, count)
+    tile = _column(keys, 0, count)
+    first, place, masked, whole, bounds = run_of(row, last_row, key, num_keys, diagonal, place, tile, ROWS, KEYS)
+    numbers = (first, place, masked, whole, *bounds)
+    at = tl.arange(0, 1024)
+    for index in tl.static_range(8):
+        tl.store(found + index * count + at, numbers[index], mask=at < count)
+
+
+class Found(NamedTuple):
+    """Tiles of keys, each with its runs."""
+
+    tiles: list[dict[str, int]]
+    runs: list[list[dict[str, int]]]
+
+
+def worked_out(of: worklist.Pieces, total_k: int, tile_rows: int = ROWS, tile_keys: int = KEYS) -> Found:
+    listed, numbers = worklist.key_tiles(of, total_k, tile_keys)
+    tiles = named(KEY_TILE, listed)
+    keys = torch.zeros(len(numbers), dtype=torch.int32)
+    for tile in tiles:
+        keys[tile["first_run"] : tile["last_run"]] = tile["key"]
+    found = torch.zeros(len(RUN), len(numbers), dtype=torch.int32)
+    if len(numbers):
+        table = of.table[numbers].T.contiguous().int()
+        _work_out[(1,)](found, table, keys, len(numbers), tile_rows, tile_keys)
+    runs = named(RUN, found.T)
+    return Found(tiles, [runs[tile["first_run"] : tile["last_run"]] for tile in tiles])
+
+
 def run_mask(tile: dict[str, int], run: dict[str, int], total_q: int, total_k: int) -> torch.Tensor:
     """What a program that takes the run adds to the tile's keys: whole blocks unmasked, the others within bounds."""
     seen = torch.zeros(total_q, total_k, dtype=torch.int)
@@ -88,9 +132,9 @@ def run_mask(tile: dict[str, int], run: dict[str, int], total_q: int, total_k: i
                 end = run["first_key"] if row < run["first_row"] else min(row + run["diagonal"], run["last_key"])
                 first = max(first, run["first_key"])
                 last = max(min(last, end), first)
-            assert first == last or 0 <= row < total_q
-            assert last <= total_k or first == last
             if first < last:
+                assert 0 <= row < total_q
+                assert last <= total_k
                 seen[row, first:last] += 1
     return seen
 
@@ -98,26 +142,34 @@ def run_mask(tile: dict[str, int], run: dict[str, int], total_q: int, total_k: i
 @given(groups())
 def test_runs_of_tiles_of_keys_are_every_pair_once(drawn: tuple[list[Entry], int, int]) -> None:
     entries, total_q, total_k = drawn
-    tiles, runs = worklist.key_tiles(pieces(entries, total_q), total_k, ROWS, KEYS)
-    found = named(KEY_TILE, tiles)
-    listed = named(RUN, runs)
+    found = worked_out(pieces(entries, total_q), total_k)
 
-    assert sorted(tile["key"] for tile in found) == [*range(0, total_k, KEYS)]
-    assert sorted(run for tile in found for run in range(tile["first_run"], tile["last_run"])) == [*range(len(listed))]
+    assert sorted(tile["key"] for tile in found.tiles) == [*range(0, total_k, KEYS)]
     seen = torch.zeros(total_q, total_k, dtype=torch.int)
-    for tile in found:
-        for run in listed[tile["first_run"] : tile["last_run"]]:
+    for tile, runs in zip(*found, strict=True):
+        for run in runs:
+            assert run["masked"] >= 0
+            assert run["whole"] >= 0
             seen += run_mask(tile, run, total_q, total_k)
     assert torch.equal(seen, dense_mask(entries, total_q, total_k).int())
 
 
 @given(groups())
-def test_the_longest_tiles_of_keys_come_first(drawn: tuple[list[Entry], int, int]) -> None:
-    tiles, runs = worklist.key_tiles(pieces(*drawn[:2]), drawn[2], ROWS, KEYS)
-    blocks = [run["masked"] + run["whole"] for run in named(RUN, runs)]
-    lengths = [sum(blocks[tile["first_run"] : tile["last_run"]]) for tile in named(KEY_TILE, tiles)]
+def test_every_run_is_of_one_tile_of_keys(drawn: tuple[list[Entry], int, int]) -> None:
+    tiles, runs = worklist.key_tiles(pieces(*drawn[:2]), drawn[2], KEYS)
+    listed = named(KEY_TILE, tiles)
 
-    assert lengths == sorted(lengths, reverse=True)
+    assert sorted(run for tile in listed for run in range(tile["first_run"], tile["last_run"])) == [*range(len(runs))]
+
+
+@given(groups())
+def test_tiles_of_keys_that_most_rows_see_come_first(drawn: tuple[list[Entry], int, int]) -> None:
+    entries, total_q, total_k = drawn
+    tiles, _ = worklist.key_tiles(pieces(entries, total_q), total_k, KEYS)
+    mask = dense_mask(entries, total_q, total_k)
+    rows = [int(mask[:, tile["key"] : tile["key"] + KEYS].any(1).sum()) for tile in named(KEY_TILE, tiles)]
+
+    assert rows == sorted(rows, reverse=True)
 
 
 @given(groups())
@@ -131,8 +183,8 @@ def test_both_lists_agree_on_the_places_of_rows(drawn: tuple[list[Entry], int, i
     }
 
     assert len(set(places.values())) == total_q
-    assert all(0 <= place < int(of.last_place[-1]) for place in places.values())
-    for run in named(RUN, worklist.key_tiles(of, total_k, ROWS, KEYS)[1]):
+    assert all(0 <= place < int(of.places) for place in places.values())
+    for run in chain.from_iterable(worked_out(of, total_k).runs):
         assert run["place"] % 4 == 0, "the copy engine cannot begin there"
         for row in range(max(run["row"], run["first_row"]), run["row"] + ROWS * (run["masked"] + run["whole"])):
             assert places[row] == run["place"] + row - run["row"]
@@ -141,7 +193,7 @@ def test_both_lists_agree_on_the_places_of_rows(drawn: tuple[list[Entry], int, i
 def test_most_blocks_of_a_long_slice_need_no_mask() -> None:
     of = pieces([(0, 4096, 0, 8192, CAUSAL)], 4096)
     rows = named(ROW_TILE, worklist.row_tiles(of, 128, 128))
-    runs = named(RUN, worklist.key_tiles(of, 8192, 64, 128)[1])
+    runs = [*chain.from_iterable(worked_out(of, 8192, 64, 128).runs)]
 
     assert sum(tile["masked"] for tile in rows) == 32
     assert sum(run["masked"] for run in runs) == 2 * 32
@@ -151,13 +203,3 @@ def test_most_blocks_of_a_long_slice_need_no_mask() -> None:
 def test_a_section_is_what_the_cache_holds() -> None:
     for total_k, heads in ((1, 8), (8192, 8), (16384, 4), (65536, 1), (2**20, 1)):
         assert worklist.heads_together(total_k, 8, 128, 2) == heads
-
-
-def test_the_tables_are_parts_of_one_copy() -> None:
-    tables = torch.arange(2 * WIDTH).view(2, WIDTH), torch.zeros(0, WIDTH, dtype=torch.int64), torch.ones(1, WIDTH)
-
-    there = worklist.copied(torch.device("cpu"), *tables)
-
-    assert len({part.untyped_storage().data_ptr() for part in there}) == 1
-    assert all(part.dtype == torch.int32 and part.data_ptr() % 16 == 0 for part in there)
-    assert all(torch.equal(one, other.int()) for one, other in zip(there, tables, strict=True))

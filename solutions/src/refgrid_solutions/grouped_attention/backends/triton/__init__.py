@@ -17,7 +17,7 @@ from refgrid_solutions.grouped_attention.backends.triton.backward import Gradien
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Configuration, Tiles
 from refgrid_solutions.grouped_attention.backends.triton.forward import attend, attended
 from refgrid_solutions.grouped_attention.backends.triton.items import loadable
-from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan
+from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints
 
 _SINCE = (3, 6)
 _HOPPER = (9, 0)
@@ -37,11 +37,13 @@ def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:
     """The sizes of the tiles, on the CPU, and what there is to do with each."""
     sizes = TABLE[plan.head_dim]
     of = worklist.pieces(plan.slices, plan.total_q)
-    rows = {tiles[:2]: worklist.row_tiles(of, *tiles[:2]) for tiles in (sizes.forward, sizes.of_rows)}
-    keys = worklist.key_tiles(of, plan.total_k, *sizes.of_keys[:2])
-    there = worklist.copied(plan.device, *rows.values(), *keys)
-    host = torch.cat([torch.tensor(sizes).flatten(), of.last_place[-1:].sum().view(1)])
-    return host, there[0], there[len(rows) - 1], *there[len(rows) :]
+    rows = [worklist.row_tiles(of, *size) for size in dict.fromkeys([sizes.forward[:2], sizes.of_rows[:2]])]
+    keys, runs = worklist.key_tiles(of, plan.total_k, sizes.of_keys.keys)
+    host = torch.cat([torch.tensor(sizes).flatten(), of.places])
+    tables = [*rows, of.table, keys, runs[:, None]]
+    there = device_ints(plan.device, *(table.flatten() for table in tables))
+    shaped = [flat.view(-1, table.shape[1]) for flat, table in zip(there, tables, strict=True)]
+    return host, shaped[0], shaped[len(rows) - 1], *shaped[len(rows) :]
 
 
 def forward(
@@ -93,11 +95,11 @@ def _unfit_interpreter(plan: GroupedAttnPlan) -> str:
 
 def _unpacked(plan: GroupedAttnPlan) -> tuple[Configuration, torch.Tensor, Work]:
     """The tiles, the work of the forward pass, and that of the backward pass."""
-    host, forward_work, rows, keys, runs = plan.metadata("triton")
+    host, forward_work, rows, pieces, keys, runs = plan.metadata("triton")
     *numbers, places = host.tolist()
     fields = len(Tiles._fields)
     sizes = [Tiles._make(numbers[at : at + fields]) for at in range(0, len(numbers), fields)]
-    return Configuration._make(sizes), forward_work, Work(rows, keys, runs, places, _section(plan))
+    return Configuration._make(sizes), forward_work, Work(rows, pieces, keys, runs, places, _section(plan))
 
 
 def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:

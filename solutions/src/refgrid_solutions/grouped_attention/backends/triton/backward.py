@@ -16,9 +16,10 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Work(NamedTuple):
-    """Tiles of rows and of keys, and the runs of these; the places of rows' statistics, the heads of a section."""
+    """Tiles of rows, pieces, tiles of keys and their runs; the places of rows' statistics, the heads of a section."""
 
     rows: torch.Tensor
+    pieces: torch.Tensor
     keys: torch.Tensor
     runs: torch.Tensor
     places: int
@@ -99,7 +100,7 @@ def _of_keys(
     stats = (TensorDescriptor(part, list(part.shape), list(part.stride()), [1, tiles.rows]) for part in told.stats)
     of_keys[tiles.grid(len(work.keys) * heads, dk.device)](
         *(*told.described(tiles), *stats, None if sums is None else described(sums, tiles.rows)),
-        *(dk, dv, work.keys, work.runs, scale, scale * LOG2_E),
+        *(dk, dv, work.keys, work.runs, work.pieces, scale, scale * LOG2_E),
         *(len(work.keys), heads, work.section, told.group, count),
         *(tiles.rows, tiles.keys, width, tiles.stages),
         num_warps=tiles.warps,

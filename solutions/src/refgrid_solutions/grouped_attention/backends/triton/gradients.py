@@ -50,6 +50,38 @@ def summarize(
 
 
 @triton.jit
+def _six(at: tl.tensor) -> tl.tuple:
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
+
+
+@triton.jit
+def run_of(
+    row: tl.tensor,
+    last_row: tl.tensor,
+    first_key: tl.tensor,
+    num_keys: tl.tensor,
+    diagonal: tl.tensor,
+    last_place: tl.tensor,
+    key: tl.tensor,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> tl.tuple:
+    """Which rows of a piece see the tile of keys that begins with key, in blocks that end where the piece ends.
+
+    -> the first block's first row, which may be above the piece or even above row 0, and its place; blocks that need a
+    mask, then blocks whose rows see all of the tile; what _hidden must know of the piece.
+    """
+    last_key = first_key + num_keys
+    lowest, highest = tl.maximum(first_key, key), tl.minimum(last_key, key + KEYS)
+    above = tl.maximum(lowest - first_key + 1 - diagonal, 0)
+    not_all = tl.maximum(highest - first_key - diagonal, 0)
+    blocks = tl.cdiv(last_row - row - above, ROWS)
+    whole = tl.where(highest - lowest == KEYS, (last_row - row - not_all) // ROWS, 0)
+    bounds = row, first_key, last_key, diagonal + first_key - row
+    return last_row - blocks * ROWS, last_place - blocks * ROWS, blocks - whole, whole, bounds
+
+
+@triton.jit
 def _place(step: tl.tensor, masked: tl.tensor, whole: tl.tensor, group: tl.tensor) -> tl.tuple:
     """Of a run's step: which query head, and which block of rows. Masked blocks of all heads come first."""
     late = step >= masked * group
@@ -67,7 +99,7 @@ def _hidden(
     last_key: tl.tensor,
     diagonal: tl.tensor,
 ) -> tl.tensor:
-    """[keys, rows], in absolute numbers: which pairs the slice of a run does not have."""
+    """[keys, rows]: which pairs the slice of a run does not have. A row of it sees keys < row + diagonal."""
     end = tl.where(rows < first_row, first_key, tl.minimum(rows + diagonal, last_key))
     return (keys[:, None] < first_key) | (keys[:, None] >= end[None, :])
 
@@ -128,6 +160,7 @@ def of_keys(
     dv: tl.tensor,
     work: tl.tensor,
     runs: tl.tensor,
+    pieces: tl.tensor,
     scale: tl.tensor,
     scale2: tl.tensor,
     num_tiles: tl.tensor,
@@ -142,22 +175,20 @@ def of_keys(
 ) -> None:
     """dk, dv [total_k, heads, WIDTH] from k, v [heads, total_k, WIDTH], and q, dout [heads * group, total_q, WIDTH].
 
-    work, runs: key_tiles. lse and delta: of summarize. scale: of the scores, positive; scale2: times log2(e).
-    dq_desc: None, or float32 as q, to which dq is added, not yet multiplied by scale.
+    work, runs: key_tiles; pieces: their table. lse and delta: of summarize. scale: of the scores, positive; scale2:
+    times log2(e). dq_desc: None, or float32 as q, to which dq is added, not yet multiplied by scale.
     """
     descs = q_desc, dout_desc, lse_desc, delta_desc, dq_desc
     for base in tl.range(0, num_tiles * heads - tl.program_id(0), tl.num_programs(0)):
         head, tile = head_and_tile(item_at(base, num_tiles * heads), num_tiles, heads, section)
-        work_at = work + tile * 8
+        work_at = work + tile * 3
         key = tl.load(work_at)
         k = k_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
         v = v_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
         sums = tl.zeros([KEYS, WIDTH], tl.float32), tl.zeros([KEYS, WIDTH], tl.float32)
         for index in tl.range(tl.load(work_at + 1), tl.load(work_at + 2)):
-            run = runs + index * 8
-            row, masked, whole = tl.load(run), tl.load(run + 1), tl.load(run + 2)
-            bounds = tl.load(run + 3), tl.load(run + 4), tl.load(run + 5), tl.load(run + 6)
-            place = tl.load(run + 7)
+            piece = _six(pieces + tl.load(runs + index) * 6)
+            row, place, masked, whole, bounds = run_of(*piece, key, ROWS, KEYS)
             for step in tl.range(0, masked * group, num_stages=STAGES):
                 one, block = _place(step, masked, whole, group)
                 at = head * group + one, row + block * ROWS, place + block * ROWS

@@ -35,7 +35,7 @@ KERNELS = {
     "of_keys": (of_keys, "of_keys"),
     "of_keys, reduced": (of_keys, "of_keys"),
 }
-_POINTERS = {"lse": "fp32", "stats": "fp32", "work": "i32", "runs": "i32"}
+_POINTERS = {"lse": "fp32", "stats": "fp32", "work": "i32", "runs": "i32", "pieces": "i32"}
 _HALVES = ("out", "dq", "dk", "dv")
 
 
