@@ -155,10 +155,13 @@ def test_runs_of_tiles_of_keys_are_every_pair_once(drawn: tuple[list[Entry], int
 
 
 @given(groups())
-def test_every_run_is_of_one_tile_of_keys(drawn: tuple[list[Entry], int, int]) -> None:
-    tiles, runs = worklist.key_tiles(pieces(*drawn[:2]), drawn[2], KEYS)
+def test_every_run_is_of_one_tile_of_keys_and_not_for_nothing(drawn: tuple[list[Entry], int, int]) -> None:
+    of = pieces(*drawn[:2])
+    tiles, runs = worklist.key_tiles(of, drawn[2], KEYS)
     listed = named(KEY_TILE, tiles)
 
+    assert (of.num_keys[runs] > 0).all()
+    assert (of.last_row[runs] > of.row[runs]).all()
     assert sorted(run for tile in listed for run in range(tile["first_run"], tile["last_run"])) == [*range(len(runs))]
 
 

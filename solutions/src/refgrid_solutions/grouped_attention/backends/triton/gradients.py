@@ -33,7 +33,7 @@ def summarize(
 ) -> None:
     """Of a tile of rows what both other kernels need: stats [2, heads, places] float32, lse to base 2 and dout * out.
 
-    The logarithm of a row without keys is inf there: its weights come out as 0. work: row_tiles. out and lse are dense.
+    work: row_tiles. out and lse are dense.
     """
     work_at, head = work + tl.program_id(0) * 8, tl.program_id(1).to(tl.int64)
     row, count, place = tl.load(work_at), tl.load(work_at + 1), tl.load(work_at + 7)
@@ -42,7 +42,6 @@ def summarize(
     values = tl.load(out + (rows * heads + head)[:, None] * WIDTH + columns, mask=real[:, None], other=0.0)
     d_values = tl.load(dout + (rows * dout_row + head * dout_head)[:, None] + columns, mask=real[:, None], other=0.0)
     logarithm = tl.load(lse + head * total_q + rows, mask=real, other=0.0) * _LOG2_E
-    logarithm = tl.where(logarithm == -float("inf"), float("inf"), logarithm)
     at = stats + head * places + place + offsets
     tl.store(at, logarithm, mask=real)
     delta = tl.sum(values.to(tl.float32) * d_values.to(tl.float32), 1)
