@@ -24,8 +24,8 @@ from grouped_layouts import CAUSAL, FULL, Layout, Subject, drawn, layouts, plann
 from refgrid_solutions.grouped_attention import backends, grouped_flash_attn_func
 from refgrid_solutions.grouped_attention.backends import triton as backend
 from refgrid_solutions.grouped_attention.backends.triton import items
+from refgrid_solutions.grouped_attention.backends.triton.attention import attend
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Configuration, Tiles
-from refgrid_solutions.grouped_attention.backends.triton.forward import attend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ import triton
 from triton.runtime.jit import JITFunction
 
 from refgrid_solutions.grouped_attention.backends.triton import worklist
-from refgrid_solutions.grouped_attention.backends.triton.backward import Gradients, Work, differentiated
+from refgrid_solutions.grouped_attention.backends.triton.attention import attend, attended
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Configuration, Tiles
-from refgrid_solutions.grouped_attention.backends.triton.forward import attend, attended
+from refgrid_solutions.grouped_attention.backends.triton.differentiation import Gradients, Work, differentiated
 from refgrid_solutions.grouped_attention.backends.triton.items import loadable
 from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints
 

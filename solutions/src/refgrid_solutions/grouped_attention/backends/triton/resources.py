@@ -22,8 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from refgrid_solutions.grouped_attention.backends.triton.attention import attend
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Tiles
-from refgrid_solutions.grouped_attention.backends.triton.forward import attend
 from refgrid_solutions.grouped_attention.backends.triton.gradients import of_keys, of_rows
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
