@@ -190,9 +190,9 @@ def test_sixty_four_groups_are_planned_within_a_millisecond(monkeypatch: pytest.
     layout = Layout(ranges, 64 * 256, 64 * 256)
 
     def once() -> float:
-        start = time.perf_counter()
+        start = time.thread_time()  # of one thread: what else this machine does does not count
         planned(layout, Subject("triton", heads=(32, 8), head_dim=128)).prepare("triton")
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     assert min(once() for _ in range(50)) < 1e-3
 

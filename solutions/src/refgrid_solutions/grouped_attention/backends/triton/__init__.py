@@ -54,7 +54,8 @@ def forward(
         return q.new_zeros(q.shape), q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float32)
     sizes, work, _ = _unpacked(plan)
     q, scale, _ = _positive(q, scale)
-    return attended(loadable(q), loadable(k), loadable(v), scale, work, _section(plan), sizes.forward)
+    with torch.cuda.device_of(q):  # Triton launches on the current one
+        return attended(loadable(q), loadable(k), loadable(v), scale, work, _section(plan), sizes.forward)
 
 
 def backward(
@@ -74,7 +75,8 @@ def backward(
     q, scale, sign = _positive(q, scale)
     told = [loadable(tensor) for tensor in (dout, q, k, v)]
     reduced = not plan.deterministic and plan.device.type in _REDUCES
-    dq, dk, dv = differentiated(told, out.contiguous(), lse.contiguous(), scale, work, sizes, reduced=reduced)
+    with torch.cuda.device_of(q):
+        dq, dk, dv = differentiated(told, out.contiguous(), lse.contiguous(), scale, work, sizes, reduced=reduced)
     return (dq if sign == 1 else dq * sign), dk, dv
 
 

@@ -9,7 +9,9 @@ first min(i + diagonal, num_keys) keys of its slice, none if that is negative. A
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -54,8 +56,9 @@ def pieces(slices: Sequence[Slice], total_q: int) -> Pieces:
     before, so that it ends at a multiple of four.
     """
     gaps = [Slice(start, end, 0, 0, 0) for start, end in rows_in_no_slice(slices, total_q)]
-    numbers = torch.tensor([number for piece in sorted([*slices, *gaps]) for number in piece], dtype=torch.int64)
-    row, last_row, key, last_key, mask_type = numbers.view(-1, 5).unbind(1)
+    numbers = array("q", chain.from_iterable(sorted([*slices, *gaps])))
+    table = torch.frombuffer(numbers, dtype=torch.int64) if numbers else torch.empty(0, dtype=torch.int64)
+    row, last_row, key, last_key, mask_type = table.view(-1, 5).unbind(1)
     num_rows, num_keys = last_row - row, last_key - key
     diagonal = torch.where(mask_type == CAUSAL, num_keys - num_rows + 1, num_keys)
     return Pieces(row, last_row, key, num_keys, diagonal, (-(-num_rows // _UNIT) * _UNIT).cumsum(0))
@@ -67,9 +70,11 @@ def row_tiles(of: Pieces, tile_rows: int, tile_keys: int) -> torch.Tensor:
     Columns as ROW_TILE: the first row, how many rows, the slice's first key, blocks of tile_keys keys that all rows
     see, then blocks that need a mask, the diagonal of the tile's first row, the slice's keys, the first row's place.
     """
-    which, index = _expanded(-((of.row - of.last_row) // tile_rows))
-    first, last_row, key, num_keys, diagonal, last_place = _selected(which, *of)
-    row, diagonal = first + index * tile_rows, diagonal + index * tile_rows
+    counts = -((of.row - of.last_row) // tile_rows)
+    which = torch.repeat_interleave(counts)
+    first, last_row, key, num_keys, diagonal, last_place, before = _selected(which, *of, counts.cumsum(0) - counts)
+    above = (torch.arange(len(which)) - before) * tile_rows
+    row, diagonal = first + above, diagonal + above
     rows = (last_row - row).clamp_(max=tile_rows)
     whole = torch.minimum(diagonal, num_keys).clamp_(min=0) // tile_keys
     blocks = -(-torch.minimum(diagonal + rows - 1, num_keys).clamp_(min=0) // tile_keys)
@@ -84,15 +89,17 @@ def key_tiles(of: Pieces, total_k: int, tile_keys: int) -> tuple[torch.Tensor, t
     Columns as KEY_TILE: the first key, and which runs are the tile's. A run is the number of a piece whose rows see the
     tile, in the order of rows; which rows, and where they need a mask, the kernel works out.
     """
-    num_tiles = -(-total_k // tile_keys)
-    seeing = (of.num_keys > 0) & (of.last_row > of.row)
+    num_tiles, num_rows = -(-total_k // tile_keys), of.last_row - of.row
     first_tile = of.key // tile_keys
-    which, index = _expanded((-(-(of.key + of.num_keys) // tile_keys) - first_tile) * seeing)
-    tile = first_tile[which] + index
-    # Rows above the first that sees the tile: it sees the slice's key that the tile begins with, or the slice's first.
-    shift, least, num_rows = _selected(which, 1 - of.key - of.diagonal, 1 - of.diagonal, of.last_row - of.row)
-    above = torch.maximum(tile * tile_keys + shift, least).clamp_(min=0)
-    work = torch.zeros(num_tiles, dtype=torch.int64).index_add_(0, tile, num_rows - above)
+    counts = (-(-(of.key + of.num_keys) // tile_keys) - first_tile) * ((of.num_keys > 0) & (num_rows > 0))
+    which = torch.repeat_interleave(counts)
+    # How many rows see a tile: as many as see the key of the slice that the tile begins with, or the slice's first key.
+    see_first = num_rows + of.diagonal - 1
+    most, before = torch.minimum(num_rows, see_first), counts.cumsum(0) - counts
+    shift, end, most = _selected(which, first_tile - before, see_first + of.key, most)
+    tile = torch.arange(len(which)) + shift
+    work = torch.zeros(num_tiles, dtype=torch.int64)
+    work.index_add_(0, tile, torch.minimum(end - tile * tile_keys, most))
     ends = torch.bincount(tile, minlength=num_tiles).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]]) if num_tiles else ends
     tiles = torch.stack([torch.arange(num_tiles) * tile_keys, starts, ends], 1)
@@ -109,9 +116,3 @@ def _selected(which: torch.Tensor, *columns: torch.Tensor) -> Iterable[torch.Ten
     """Of each column, the numbers of some pieces."""
     selected: Iterable[torch.Tensor] = torch.stack(columns).index_select(1, which)
     return selected
-
-
-def _expanded(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each index as often as its count says, and how often it has come before."""
-    which = torch.repeat_interleave(counts)
-    return which, torch.arange(len(which)) - (counts.cumsum(0) - counts)[which]
