@@ -276,6 +276,14 @@ def lines_of(path: Path) -> Iterator[Line]:
         yield Line(number, kind, line, text)
 
 
+def is_whole(line: bytes) -> bool:
+    """Whether a last line without newline is a record all the same, which readers take."""
+    try:
+        return "type" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
+
+
 def _parsed(path: Path, number: int, adapter: TypeAdapter[_Line], line: object) -> _Line:
     try:
         return adapter.validate_python(line)
