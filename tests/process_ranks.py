@@ -25,8 +25,8 @@ _LAST_WORDS = 1.0
 def run_processes(world_size: int, target: Callable[..., None], *told: Any, limit: float = 60) -> None:
     """Call target(rank, world_size, *told) in a process for each rank, in a default group of Gloo.
 
-    target: a function at the top of a module in tests/. AssertionError with the ranks' own words if one fails, dies or has not
-    ended within limit seconds.
+    target: a function at the top of a module in tests/. AssertionError with the ranks' own words if one fails, dies or
+    has not ended within limit seconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "refgrid_solutions.grouped_attention"])
