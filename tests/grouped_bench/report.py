@@ -57,7 +57,8 @@ def plot(rows: Sequence[Row], file: Path) -> None:
             points = sorted((row["tokens"], row["tflops"]) for row in own if row["way"] == way)
             axes.plot(*zip(*points, strict=True), marker="o", label=way)
         axes.set(title=f"Llama3-{model} heads, zigzag, rank 7 of 8", xlabel="tokens", xscale="log", ylabel="TFLOP/s")
-        axes.legend(fontsize="x-small")
+        if own:
+            axes.legend(fontsize="x-small")
     figure.savefig(file, dpi=120)
 
 
@@ -70,8 +71,8 @@ def _told(rows: Sequence[Row]) -> str:
     first = next((row for row in rows if "device" in row), {})
     where = f"On {first.get('device', 'nothing')}, torch {first.get('torch', '?')}"
     return (
-        f"{where}: medians of {first.get('rounds', 0)} rounds in turns; in brackets where the median speedup lies in 95 % "
-        "of resamples. FLOPs are those of visible pairs."
+        f"{where}: medians of {first.get('rounds', 0)} rounds in turns; in brackets where the speedup lies in 95 "
+        "of 100 resamples. FLOPs are those of visible pairs."
     )
 
 

@@ -76,7 +76,7 @@ def _sample(call: Callable[[], object], calls: int, device: torch.device) -> flo
     _repeat(call, calls)
     after.record()
     after.synchronize()
-    return before.elapsed_time(after) / calls
+    return float(before.elapsed_time(after)) / calls
 
 
 def _repeat(call: Callable[[], object], calls: int) -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,11 +87,9 @@ def backward_ways(of: Problem, backends: Sequence[str] = BACKENDS) -> tuple[dict
     plan = of.plan(of.shape.pieces)
     refused = {name: reason for name in backends if (reason := refusal(name, plan))}
     for name in (name for name in backends if name not in refused):
-        ways[f"{name}: grouped"] = _both(of, lambda given, name=name: _grouped(given, plan, name))
-        ways[f"{name}: launches in order"] = _both(of, lambda given, name=name: _in_order(given, name))
-        ways[f"{name}: dense, as many FLOPs"] = _both(
-            _dense_problem(of, plan), lambda given, name=name: _whole(given, name)
-        )
+        ways[f"{name}: grouped"] = _both(of, partial(_grouped, plan=plan, name=name))
+        ways[f"{name}: launches in order"] = _both(of, partial(_in_order, name=name))
+        ways[f"{name}: dense, as many FLOPs"] = _both(_dense_problem(of, plan), partial(_whole, name=name))
     _demand_equal(ways)
     return ways, refused
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import torch
 from click.testing import CliRunner
-from grouped_bench import __main__ as command
+from grouped_bench import shapes as shapes_module
 from grouped_bench import ways as ways_module
+from grouped_bench.__main__ import main
 from grouped_bench.report import Row, markdown, plot, write_csv
 from grouped_bench.shapes import Shape, prefixes, shapes, shared, zigzag
 from grouped_bench.timing import Times, in_turns
@@ -121,11 +125,42 @@ def test_every_way_has_a_turn_in_every_round() -> None:
     assert min(counts.values()) >= 3
 
 
+class Figure:
+    """matplotlib's, as far as the plot goes; that is not part of what tests install."""
+
+    drawn: ClassVar[dict[str, list[tuple[int, float]]]] = {}
+
+    def __init__(self, **_: object) -> None:
+        self.drawn.clear()
+
+    def subplots(self, *_: int, **__: object) -> list[Figure]:
+        return [self, self]
+
+    def plot(self, tokens: tuple[int, ...], tflops: tuple[float, ...], *, label: str, marker: str) -> None:
+        assert marker
+        self.drawn[label] = list(zip(tokens, tflops, strict=True))
+
+    def set(self, **_: object) -> None: ...
+
+    def legend(self, **_: object) -> None: ...
+
+    def savefig(self, file: Path, **_: object) -> None:
+        file.write_bytes(b"a plot")
+
+
+@pytest.fixture(autouse=True)
+def figure(monkeypatch: pytest.MonkeyPatch) -> type[Figure]:
+    monkeypatch.setitem(sys.modules, "matplotlib", ModuleType("matplotlib"))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", made := ModuleType("matplotlib.figure"))
+    vars(made)["Figure"] = Figure
+    return Figure
+
+
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(command, "shapes", lambda: iter([TINY]))
+    monkeypatch.setattr(shapes_module, "shapes", lambda: iter([TINY]))
     arguments = ["--device", "cpu", "--backends", "fa3,reference", "--rounds", "2", "--output", str(tmp_path)]
-    done = CliRunner().invoke(command.main, arguments, catch_exceptions=False)
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "1 of 1 tiny, forward: reference: grouped eager" in " ".join(done.output.split())
     return tmp_path
@@ -145,37 +180,24 @@ def test_a_run_writes_what_it_measured_and_what_it_did_not(measured: Path) -> No
     assert "## zigzag, forward\n" in told
     assert "over launches in order" in told
     assert "## Not run\n\n- fa3: " in told
-    assert (measured / "grouped.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_was_measured_is_not_measured_again(measured: Path) -> None:
     before = (measured / "grouped.jsonl").read_text()
 
-    CliRunner().invoke(command.main, ["--device", "cpu", "--output", str(measured)], catch_exceptions=False)
+    CliRunner().invoke(main, ["--device", "cpu", "--output", str(measured)], catch_exceptions=False)
 
     assert (measured / "grouped.jsonl").read_text() == before
 
 
-def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path) -> None:
-    rows: list[Row] = [
-        {
-            "shape": f"z{tokens}",
-            "kind": "zigzag",
-            "model": "8B",
-            "tokens": tokens,
-            "world": 8,
-            "rank": 7,
-            "stride": 0,
-            "pass": "forward",
-            "mode": "graph",
-            "way": "fa3: grouped",
-            "median_ms": 1.0,
-            "tflops": 600.0,
-            "speedups": {"fa3: launches in order": (1.25, 1.2, 1.3)},
-        }
-        for tokens in (4096, 8192)
-    ]
-    plot(rows, tmp_path / "plot.png")
+def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type[Figure]) -> None:
+    shape = {"kind": "zigzag", "model": "8B", "world": 8, "rank": 7, "stride": 0, "pass": "forward", "mode": "graph"}
+    speedups = {"fa3: launches in order": (1.25, 1.2, 1.3)}
+    time = {"way": "fa3: grouped", "median_ms": 1.0, "tflops": 600.0, "speedups": speedups}
+    rows: list[Row] = [{"shape": f"z{tokens}", "tokens": tokens, **shape, **time} for tokens in (4096, 8192)]
+
+    plot([*rows, {**rows[0], "rank": 0}], tmp_path / "plot.png")
+    assert figure.drawn == {"fa3: grouped": [(4096, 600.0), (8192, 600.0)]}
     write_csv(rows, tmp_path / "rows.csv")
 
     assert "| z4096 | graph | 600 | fa3 1.25x [1.20, 1.30] over launches in order |" in markdown(rows)
@@ -183,8 +205,25 @@ def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path) -> None:
     assert json.dumps(rows)
 
 
+def test_rendering_measures_nothing_and_adds_the_plot(measured: Path) -> None:
+    before = (measured / "grouped.jsonl").read_text()
+
+    done = CliRunner().invoke(main, ["--render", "--output", str(measured)], catch_exceptions=False)
+
+    assert done.output == f"written: {measured}/grouped.csv, grouped.md, grouped.png\n"
+    assert (measured / "grouped.jsonl").read_text() == before
+    assert (measured / "grouped.png").read_bytes() == b"a plot"
+
+
+def test_rendering_what_was_never_measured_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--render", "--output", str(tmp_path)])
+
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'grouped.jsonl'} is not there: measure first" in " ".join(done.output.split())
+
+
 def test_a_pattern_without_a_shape_is_refused() -> None:
-    done = CliRunner().invoke(command.main, ["--shapes", "nothing-*"])
+    done = CliRunner().invoke(main, ["--shapes", "nothing-*"])
 
     assert done.exit_code == 2
     assert "--shapes 'nothing-*' is none; --list tells them" in done.output
