@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from grouped_bench.parallel import parallel_ways
 from grouped_bench.report import Row, read
 from grouped_bench.shapes import Shape
 from grouped_bench.timing import Times, in_turns, replayed
@@ -19,7 +20,10 @@ from grouped_bench.ways import Call, backward_ways, forward_ways, problem
 _PASSES: dict[str, Callable[..., tuple[dict[str, Call], dict[str, str]]]] = {
     "forward": forward_ways,
     "forward + backward": backward_ways,
+    "context parallel": parallel_ways,
 }
+# The origin's algorithm reads offsets from the device in every step: no graph can hold that.
+_EAGER_ONLY = {"context parallel"}
 
 
 def measure(chosen: Sequence[Shape], backends: Sequence[str], rounds: int, device: torch.device, file: Path) -> None:
@@ -66,7 +70,8 @@ def _rows(shape: Shape, name: str, backends: Sequence[str], rounds: int, device:
     }
     for way, reason in refused.items():
         yield {**common, "mode": "", "way": way, "refused": reason}
-    modes = {"eager": in_turns, **({"graph": replayed} if device.type == "cuda" else {})}
+    graphs = device.type == "cuda" and name not in _EAGER_ONLY
+    modes = {"eager": in_turns, **({"graph": replayed} if graphs else {})}
     for mode, timed in modes.items():
         times = timed(ways, device, rounds) if ways else {}
         for way, own in times.items():

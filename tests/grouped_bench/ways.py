@@ -77,7 +77,7 @@ def forward_ways(of: Problem, backends: Sequence[str] = BACKENDS) -> tuple[dict[
         ways["PyTorch: context parallel"] = _context_parallel(of)
     if of.q.is_cuda and importlib.util.find_spec("flashinfer"):
         ways["flashinfer: paged, one launch"] = _paged(of)
-    _demand_equal(ways)
+    demand_equal(ways)
     return ways, refused
 
 
@@ -90,7 +90,7 @@ def backward_ways(of: Problem, backends: Sequence[str] = BACKENDS) -> tuple[dict
         ways[f"{name}: grouped"] = _both(of, partial(_grouped, plan=plan, name=name))
         ways[f"{name}: launches in order"] = _both(of, partial(_in_order, name=name))
         ways[f"{name}: dense, as many FLOPs"] = _both(_dense_problem(of, plan), partial(_whole, name=name))
-    _demand_equal(ways)
+    demand_equal(ways)
     return ways, refused
 
 
@@ -252,7 +252,7 @@ def _running(lengths: Iterator[int]) -> Iterator[int]:
         yield total
 
 
-def _demand_equal(ways: dict[str, Call]) -> None:
+def demand_equal(ways: dict[str, Call]) -> None:
     """A fast way to something else is no way: raises ValueError when two that should agree do not."""
     found = {name: call().float() for name, call in ways.items() if "dense" not in name}
     if not found:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from grouped_bench import shapes as shapes_module
 from grouped_bench import ways as ways_module
 from grouped_bench.__main__ import main
+from grouped_bench.parallel import parallel_ways
 from grouped_bench.report import Row, markdown, plot, write_csv
 from grouped_bench.shapes import Shape, prefixes, shapes, shared, zigzag
 from grouped_bench.timing import Times, in_turns
@@ -29,6 +31,22 @@ TINY = Shape("tiny", "zigzag", "8B", 64, (4, 2), ((0, 8, 0, 16, CAUSAL), (8, 16,
 
 def tiny() -> ways_module.Problem:
     return problem(TINY, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.parametrize("stride", [0, 1])
+def test_a_rank_and_the_algorithm_that_it_comes_from_compute_the_same(rank: int, stride: int) -> None:
+    of = problem(replace(zigzag("8B", 64, 4, rank), heads=(4, 2), stride=stride), CPU, torch.float32)
+
+    ways, _ = parallel_ways(of, ["reference"])
+
+    results = [call() for call in ways.values()]
+    assert list(ways) == [f"reference: {way}" for way in ("grouped", "a call for each chunk", "the origin's algorithm")]
+    torch.testing.assert_close(results[1:], results[:1] * 2)
+
+
+def test_a_shape_of_one_rank_is_no_context_parallelism() -> None:
+    assert parallel_ways(problem(prefixes(2, 4, (4, 2)), CPU, torch.float32), ["reference"]) == ({}, {})
 
 
 @pytest.mark.parametrize("make", [forward_ways, backward_ways])
