@@ -28,6 +28,8 @@ from refgrid_solutions.grouped_attention.backends import aten
 from refgrid_solutions.grouped_attention.zigzag import Exchange, planned
 from refgrid_solutions.grouped_attention.zigzag.planned import MOST_PLANS, zigzag_plan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def attention(*told: Any, **named: Any) -> Any:
     """Without the types of its arguments: some lists of them have no fixed length here."""
