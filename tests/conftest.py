@@ -24,17 +24,6 @@ def _fresh_adapters() -> Iterator[None]:
         groundtruth._outcome.cache_clear()
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For small tensors: on a busy machine a team of threads waits for itself ten times as long as it computes."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def pristine_double() -> dict[str, Any]:
     """A definition that doubles its input, as the dictionary of its file; not to be changed."""

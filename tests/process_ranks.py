@@ -53,7 +53,9 @@ def torchrun(script: Path, world_size: int, *told: str, limit: float = 60) -> st
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     with TemporaryFile("w+") as words:
         everything = [*command, str(script), *told]
-        with subprocess.Popen(everything, stdout=words, stderr=subprocess.STDOUT) as launcher:
+        # The ranks import what this process can.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with subprocess.Popen(everything, stdout=words, stderr=subprocess.STDOUT, env=environment) as launcher:
             try:
                 status: int | str = launcher.wait(limit)
             except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ import torch
 from emulated_ranks import EmulatedExchange, Ranks, emulated
 from naive_grouped import attend, dense_mask
 from varlen_kernels import Calls, varlen_kernels
-from zigzag_checks import NAMES, Case, drawn, hold, joined, run_emulated
+from zigzag_checks import NAMES, Case, drawn, expected, hold, joined, run_emulated
 
 from refgrid_solutions.grouped_attention import (
     backends,
@@ -53,7 +53,7 @@ def test_every_rank_gives_attention_on_one_device(world_size: int, stride: int, 
     case = Case(lengths(world_size), stride=stride, grouped=grouped)
     told = drawn(case)
 
-    hold(case, joined(case, run_emulated(case, told, world_size)), told)
+    hold(case, joined(case, run_emulated(case, told, world_size)), expected(case, told))
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -64,7 +64,7 @@ def test_every_dtype_and_mask(dtype: torch.dtype, causal: bool, world_size: int)
     told = drawn(case)
     parts = run_emulated(case, told, world_size)
 
-    hold(case, joined(case, parts), told)
+    hold(case, joined(case, parts), expected(case, told))
     for out, lse, *gradients in parts:
         assert lse.dtype == torch.float32
         assert {tensor.dtype for tensor in (out, *gradients)} == {dtype}
@@ -123,8 +123,7 @@ def test_the_origins_arguments_in_their_order() -> None:
 
     ((out, lse, nothing),) = emulated(1, lambda exchange: attention(q, k, v, *told[:4], *others, exchange, 2, True))
 
-    expected = attend(q, k, v, dense_mask([(0, 16, 0, 16, 1)], 16, 16), 0.3)
-    torch.testing.assert_close((out, lse), expected)
+    torch.testing.assert_close((out, lse), attend(q, k, v, dense_mask([(0, 16, 0, 16, 1)], 16, 16), 0.3))
     assert nothing is None
 
 
@@ -141,7 +140,7 @@ def test_packed_tensors_give_the_same_and_one_gradient(world_size: int) -> None:
         out = call(*leaves, *told[:4], heads_k_stride=1, causal=True, group=exchange)
         return out.detach(), *torch.autograd.grad(out, leaves, own[3])
 
-    expected = run_emulated(case, (q, k, v, dout), world_size)
+    apart = run_emulated(case, (q, k, v, dout), world_size)
     kv_call, qkv_call = (
         zigzag_llama3_flash_attn_varlen_kvpacked_func,
         zigzag_llama3_flash_attn_varlen_qkvpacked_func,
@@ -149,7 +148,7 @@ def test_packed_tensors_give_the_same_and_one_gradient(world_size: int) -> None:
     kv = emulated(world_size, lambda e: packed(e, lambda q, k, v: [q, torch.stack((k, v), 1)], kv_call))
     qkv = emulated(world_size, lambda e: packed(e, lambda q, k, v: [torch.stack((q, k, v), 1)], qkv_call))
 
-    for (out, _, dq, dk, dv), of_kv, of_qkv in zip(expected, kv, qkv, strict=True):
+    for (out, _, dq, dk, dv), of_kv, of_qkv in zip(apart, kv, qkv, strict=True):
         assert torch.equal(of_kv[0], out)
         assert torch.equal(of_qkv[0], out)
         assert torch.equal(of_kv[1], dq)
@@ -206,7 +205,7 @@ def test_one_launch_a_step_forward_or_two(grouped: bool, calls: int, launched: C
     case = Case([64, 128], stride=1, head_dim=64, dtype=torch.bfloat16, backend="torch", grouped=grouped)
     told = drawn(case)
 
-    hold(case, joined(case, run_emulated(case, told, world_size)), told)
+    hold(case, joined(case, run_emulated(case, told, world_size)), expected(case, told))
 
     assert launched.count("aten forward") == world_size * steps * calls
 
@@ -259,7 +258,7 @@ def test_a_plan_made_in_inference_mode_serves_training() -> None:
     outs = emulated(2, infer)
     parts = run_emulated(case, told, 2)
 
-    hold(case, joined(case, parts), told)
+    hold(case, joined(case, parts), expected(case, told))
     assert all(torch.equal(out, part[0]) for out, part in zip(outs, parts, strict=True))
 
 
