@@ -62,10 +62,8 @@ def zigzag_plan(layout: Layout, setting: Setting) -> ZigzagPlan:
 
     One call for both chunks of all sequences; where not grouped, one for the early chunks and one for the late ones.
     """
-    # Inside torch.inference_mode, too, what is kept must serve calls outside it.
-    with torch.inference_mode(mode=False):
-        halves = [(EARLY, LATE)] if setting.grouped else [(EARLY,), (LATE,)]
-        return ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), _seen(layout, setting))
+    halves = [(EARLY, LATE)] if setting.grouped else [(EARLY,), (LATE,)]
+    return ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), _seen(layout, setting))
 
 
 def _call(layout: Layout, setting: Setting, halves: Sequence[int]) -> Call:
