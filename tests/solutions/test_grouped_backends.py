@@ -74,7 +74,8 @@ def test_a_plan_that_is_not_ready_breaks_a_graph_in_two_or_is_refused() -> None:
         return grouped_flash_attn_func(*told, plan, backend="torch")[0] * 2
 
     found = torch.compile(step, backend="aot_eager")(plans[0])
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="_made_metadata"):
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"call plan.prepare\(backend\) before"):
         torch.compile(step, fullgraph=True, backend="aot_eager")(plans[1])
 
     assert torch.equal(found, step(plans[0]))
@@ -290,6 +291,9 @@ def test_a_plan_is_made_ready_before_a_graph_is_captured(monkeypatch: pytest.Mon
 def test_what_a_backend_needs_is_made_once() -> None:
     plan = planned(LAYOUTS["zigzag"], Subject("torch"))
 
-    assert plan.metadata("torch") is plan.metadata("torch")
+    host, *there = plan.metadata("torch")
+
+    assert plan.metadata("torch")[0] is host
+    assert len({part.untyped_storage().data_ptr() for part in there}) == 1  # one copy to the device
     assert plan.prepare("torch") == "torch"
     assert plan.prepare() == "reference"
