@@ -27,7 +27,7 @@ import psutil
 _LAST_WORDS = 1.0
 
 
-def run_processes(world_size: int, target: Callable[..., None], *told: Any, limit: float = 60) -> None:
+def run_processes(world_size: int, target: Callable[..., None], *told: Any, limit: float = 120) -> None:
     """Call target(rank, world_size, *told) in a process for each rank, in a default group of Gloo.
 
     target: a function at the top of a module in tests/. AssertionError with the ranks' own words if one fails, dies or
@@ -48,7 +48,7 @@ def run_processes(world_size: int, target: Callable[..., None], *told: Any, limi
                 process.join()
 
 
-def torchrun(script: Path, world_size: int, *told: str, limit: float = 60) -> str:
+def torchrun(script: Path, world_size: int, *told: str, limit: float = 120) -> str:
     """What the script prints under torchrun on this machine; the ranks' own words if it fails or takes too long."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     with TemporaryFile("w+") as words:
