@@ -71,6 +71,40 @@ class EmulatedExchange(Exchange):
         return [told[3] for told in heard]
 
 
+@dataclass(frozen=True)
+class LoneExchange(Exchange):
+    """One rank alone, to be timed: the others are taken to hold what it holds, and to give no gradients.
+
+    A gather fills its buffer by a copy on the device. What a network takes is not in the time.
+    """
+
+    number: int
+    size: int
+
+    @property
+    def rank(self) -> int:
+        return self.number
+
+    @property
+    def world_size(self) -> int:
+        return self.size
+
+    def gather(self, whole: torch.Tensor, part: torch.Tensor) -> Done:
+        whole.view(self.size, *part.shape).copy_(part)
+        return Done()
+
+    def reduce_scatter(self, part: torch.Tensor, whole: torch.Tensor) -> Done:
+        part.copy_(whole.view(self.size, *part.shape)[self.number])
+        return Done()
+
+
+class Done:
+    """Nothing to wait for."""
+
+    def wait(self) -> None:
+        pass
+
+
 class Arrival:
     """A collective under way."""
 

@@ -1,13 +1,16 @@
-"""Ranks as processes that talk by Gloo on this machine. Who dies fails the test with its words; who hangs is killed.
+"""Ranks as processes of this machine. Who dies fails the test with its words; who hangs is killed.
 
-Processes are forked off a server that has imported torch already: a rank starts in a fraction of a second.
+Those that talk by Gloo are forked off a server that has imported torch already, so a rank starts in a fraction of a
+second. Others are started by torchrun.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +18,16 @@ from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
+
+import psutil
 
 # Seconds in which those whom a death leaves without an answer may say so.
 _LAST_WORDS = 1.0
 
 
-def run_processes(world_size: int, target: Callable[..., None], *told: Any, limit: float = 60) -> None:
+def run_processes(world_size: int, target: Callable[..., None], *told: Any, limit: float = 120) -> None:
     """Call target(rank, world_size, *told) in a process for each rank, in a default group of Gloo.
 
     target: a function at the top of a module in tests/. AssertionError with the ranks' own words if one fails, dies or
@@ -41,6 +46,36 @@ def run_processes(world_size: int, target: Callable[..., None], *told: Any, limi
             for process in ranks:
                 process.kill()
                 process.join()
+
+
+def torchrun(script: Path, world_size: int, *told: str, limit: float = 120) -> str:
+    """What the script prints under torchrun on this machine; the ranks' own words if it fails or takes too long."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    with TemporaryFile("w+") as words:
+        everything = [*command, str(script), *told]
+        # The ranks import what this process can.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with subprocess.Popen(everything, stdout=words, stderr=subprocess.STDOUT, env=environment) as launcher:
+            try:
+                status: int | str = launcher.wait(limit)
+            except subprocess.TimeoutExpired:
+                status = f"nothing within {limit:g} s, so it was killed"
+            finally:
+                _end(launcher.pid)
+        words.seek(0)
+        said = words.read()
+    if status != 0:
+        raise AssertionError(f"torchrun of {world_size} ranks of {script.name} ended with {status}\n{said}")
+    return said
+
+
+def _end(launcher: int) -> None:
+    """It and its ranks, which have sessions of their own, if they still run."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(launcher)
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def _rank(rank: int, world_size: int, folder: str, limit: float, target: Callable[..., None], told: Any) -> None:

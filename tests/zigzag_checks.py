@@ -99,19 +99,28 @@ def on_one_device(case: Case, told: Tensors) -> Tensors:
     )
 
 
-def hold(case: Case, found: Tensors, told: Tensors, rank: int | None = None, world_size: int = 1) -> None:
-    """Raise unless found, of one rank or of all together, is attention on one device.
+class Expected(NamedTuple):
+    """What one device gives in float64, and by the same formula in the case's dtype, if that is a low one."""
 
-    In float32 and float64 to a rounding; otherwise by the rule of twice the error, against float64.
-    """
-    truths = _of(case, on_one_device(case, tuple(tensor.double() for tensor in told)), rank, world_size)
-    if case.dtype in ROUNDING:
-        for name, value, truth in zip(NAMES, found, truths, strict=True):
+    truths: Tensors
+    lows: Tensors
+
+
+def expected(case: Case, told: Tensors, rank: int | None = None, world_size: int = 1) -> Expected:
+    """Of one rank's tokens, or of all."""
+    truths = on_one_device(case, tuple(tensor.double() for tensor in told))
+    lows = () if case.dtype in ROUNDING else on_one_device(case, told)
+    return Expected(_of(case, truths, rank, world_size), _of(case, lows, rank, world_size))
+
+
+def hold(case: Case, found: Tensors, should: Expected) -> None:
+    """Raise unless found is as expected: to a rounding, or in a low dtype by the rule of twice the error."""
+    if not should.lows:
+        for name, value, truth in zip(NAMES, found, should.truths, strict=True):
             off, limit = (value.double() - truth).abs().max(), ROUNDING[case.dtype] * (1 + truth.abs().max())
             assert off <= limit, f"{name} is off by {off:.2e}, but should be by at most {limit:.2e}"
         return
-    lows = _of(case, on_one_device(case, told), rank, world_size)
-    for name, value, low, truth in zip(NAMES, found, lows, truths, strict=True):
+    for name, value, low, truth in zip(NAMES, found, should.lows, should.truths, strict=True):
         if name == "lse":
             hold_lse(value, truth)
         else:
@@ -121,7 +130,7 @@ def hold(case: Case, found: Tensors, told: Tensors, rank: int | None = None, wor
 
 def _of(case: Case, whole: Tensors, rank: int | None, world_size: int) -> Tensors:
     """One rank's part of everything, or everything."""
-    if rank is None:
+    if rank is None or not whole:
         return whole
     return tuple(
         zigzag_shard(tensor, case.cu_seqlens, rank, world_size, dim=1 if name == "lse" else 0)

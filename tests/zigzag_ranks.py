@@ -8,7 +8,7 @@ import time
 
 import torch
 import torch.distributed as dist
-from zigzag_checks import Case, drawn, hold, run_rank
+from zigzag_checks import Case, drawn, expected, hold, run_rank
 
 STRIDES = (1, 2)
 DTYPES = (torch.float64, torch.bfloat16)
@@ -24,9 +24,9 @@ def attends(rank: int, world_size: int) -> None:
         for stride in STRIDES:
             case = Case([2 * world_size * chunk for chunk in (3, 1, 0, 4)], stride=stride, dtype=dtype, head_dim=16)
             told = drawn(case)
+            should = expected(case, told, rank, world_size)
             for grouped in (True, False):
-                found = run_rank(case._replace(grouped=grouped), told, None, rank, world_size)
-                hold(case, found, told, rank, world_size)
+                hold(case, run_rank(case._replace(grouped=grouped), told, None, rank, world_size), should)
 
 
 def attends_in_a_subgroup(rank: int, world_size: int) -> None:
@@ -34,7 +34,7 @@ def attends_in_a_subgroup(rank: int, world_size: int) -> None:
     case = Case([8, 24])
     told = drawn(case)
     found = run_rank(case, told, halves[rank % 2], rank // 2, world_size // 2)
-    hold(case, found, told, rank // 2, world_size // 2)
+    hold(case, found, expected(case, told, rank // 2, world_size // 2))
 
 
 def is_wrong(rank: int, world_size: int) -> None:
@@ -42,7 +42,7 @@ def is_wrong(rank: int, world_size: int) -> None:
     told = drawn(case)
     found = run_rank(case, told, None, rank, world_size)
     damaged = found[3] * (1 + 1e-9 * (rank == 1))
-    hold(case, (*found[:3], damaged, found[4]), told, rank, world_size)
+    hold(case, (*found[:3], damaged, found[4]), expected(case, told, rank, world_size))
 
 
 def dies(rank: int, world_size: int) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from emulated_ranks import EmulatedExchange, Ranks, emulated
+from emulated_ranks import emulated
 from naive_grouped import attend, dense_mask
 from varlen_kernels import Calls, varlen_kernels
-from zigzag_checks import NAMES, Case, drawn, hold, joined, run_emulated
+from zigzag_checks import NAMES, Case, drawn, expected, hold, joined, run_emulated
 
 from refgrid_solutions.grouped_attention import (
     backends,
@@ -27,6 +25,8 @@ from refgrid_solutions.grouped_attention import (
 from refgrid_solutions.grouped_attention.backends import aten
 from refgrid_solutions.grouped_attention.zigzag import Exchange, planned
 from refgrid_solutions.grouped_attention.zigzag.planned import MOST_PLANS, zigzag_plan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def attention(*told: Any, **named: Any) -> Any:
@@ -51,7 +51,7 @@ def test_every_rank_gives_attention_on_one_device(world_size: int, stride: int, 
     case = Case(lengths(world_size), stride=stride, grouped=grouped)
     told = drawn(case)
 
-    hold(case, joined(case, run_emulated(case, told, world_size)), told)
+    hold(case, joined(case, run_emulated(case, told, world_size)), expected(case, told))
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -62,7 +62,7 @@ def test_every_dtype_and_mask(dtype: torch.dtype, causal: bool, world_size: int)
     told = drawn(case)
     parts = run_emulated(case, told, world_size)
 
-    hold(case, joined(case, parts), told)
+    hold(case, joined(case, parts), expected(case, told))
     for out, lse, *gradients in parts:
         assert lse.dtype == torch.float32
         assert {tensor.dtype for tensor in (out, *gradients)} == {dtype}
@@ -121,8 +121,7 @@ def test_the_origins_arguments_in_their_order() -> None:
 
     ((out, lse, nothing),) = emulated(1, lambda exchange: attention(q, k, v, *told[:4], *others, exchange, 2, True))
 
-    expected = attend(q, k, v, dense_mask([(0, 16, 0, 16, 1)], 16, 16), 0.3)
-    torch.testing.assert_close((out, lse), expected)
+    torch.testing.assert_close((out, lse), attend(q, k, v, dense_mask([(0, 16, 0, 16, 1)], 16, 16), 0.3))
     assert nothing is None
 
 
@@ -139,7 +138,7 @@ def test_packed_tensors_give_the_same_and_one_gradient(world_size: int) -> None:
         out = call(*leaves, *told[:4], heads_k_stride=1, causal=True, group=exchange)
         return out.detach(), *torch.autograd.grad(out, leaves, own[3])
 
-    expected = run_emulated(case, (q, k, v, dout), world_size)
+    apart = run_emulated(case, (q, k, v, dout), world_size)
     kv_call, qkv_call = (
         zigzag_llama3_flash_attn_varlen_kvpacked_func,
         zigzag_llama3_flash_attn_varlen_qkvpacked_func,
@@ -147,7 +146,7 @@ def test_packed_tensors_give_the_same_and_one_gradient(world_size: int) -> None:
     kv = emulated(world_size, lambda e: packed(e, lambda q, k, v: [q, torch.stack((k, v), 1)], kv_call))
     qkv = emulated(world_size, lambda e: packed(e, lambda q, k, v: [torch.stack((q, k, v), 1)], qkv_call))
 
-    for (out, _, dq, dk, dv), of_kv, of_qkv in zip(expected, kv, qkv, strict=True):
+    for (out, _, dq, dk, dv), of_kv, of_qkv in zip(apart, kv, qkv, strict=True):
         assert torch.equal(of_kv[0], out)
         assert torch.equal(of_qkv[0], out)
         assert torch.equal(of_kv[1], dq)
@@ -204,7 +203,7 @@ def test_one_launch_a_step_forward_or_two(grouped: bool, calls: int, launched: C
     case = Case([64, 128], stride=1, head_dim=64, dtype=torch.bfloat16, backend="torch", grouped=grouped)
     told = drawn(case)
 
-    hold(case, joined(case, run_emulated(case, told, world_size)), told)
+    hold(case, joined(case, run_emulated(case, told, world_size)), expected(case, told))
 
     assert launched.count("aten forward") == world_size * steps * calls
 
@@ -257,140 +256,5 @@ def test_a_plan_made_in_inference_mode_serves_training() -> None:
     outs = emulated(2, infer)
     parts = run_emulated(case, told, 2)
 
-    hold(case, joined(case, parts), told)
+    hold(case, joined(case, parts), expected(case, told))
     assert all(torch.equal(out, part[0]) for out, part in zip(outs, parts, strict=True))
-
-
-class Nobody(Exchange):
-    """Ranks that must not be asked for anything."""
-
-    @property
-    def rank(self) -> int:
-        return 1
-
-    @property
-    def world_size(self) -> int:
-        return 2
-
-    def gather(self, whole: torch.Tensor, part: torch.Tensor) -> Any:
-        raise AssertionError(f"{part.shape} was sent to fill {whole.shape} before all was checked")
-
-    def reduce_scatter(self, part: torch.Tensor, whole: torch.Tensor) -> Any:
-        raise AssertionError(f"{whole.shape} was sent to fill {part.shape} before all was checked")
-
-
-def call(**changes: Any) -> Any:
-    """Of rank 1 of 2, sequences of 8 and 16 tokens."""
-    told = {
-        "q": torch.zeros(12, 4, 8),
-        "k": torch.zeros(12, 2, 8),
-        "v": torch.zeros(12, 2, 8),
-        "cu_seqlens_q": [0, 4, 12],
-        "cu_seqlens_k": [0, 8, 24],
-        "max_seqlen_q": 8,
-        "max_seqlen_k": 16,
-        "heads_k_stride": 1,
-        "local_k_slice": slice(0, 24),
-        "group": Nobody(),
-        **changes,
-    }
-    return attention(**told)
-
-
-def test_a_legal_call_is_sent() -> None:
-    with pytest.raises(AssertionError, match=r"torch.Size.* was sent to fill torch.Size.* before all was checked"):
-        call()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (
-            {"cu_seqlens_k": [0, 8, 22]},
-            "cu_seqlens_k[2] - cu_seqlens_k[1] = 14, but should be a multiple of 2 * world_size = 4, such as 12 or 16",
-        ),
-        ({"cu_seqlens_k": torch.tensor([0, 8, 4])}, "cu_seqlens_k[2] = 4, but should be at least cu_seqlens_k[1] = 8"),
-        (
-            {"cu_seqlens_q": [0, 8, 24]},
-            "cu_seqlens_q[1] = 8, but should be 4: cu_seqlens_k[1] = 8, of all ranks together, divided by world_size",
-        ),
-        ({"cu_seqlens_q": [0, 12]}, "cu_seqlens_q tells of 1 sequences, but should of 2, as cu_seqlens_k does"),
-        ({"max_seqlen_q": 7}, "max_seqlen_q = 7, but should be at least 8, the longest sequence"),
-        ({"max_seqlen_k": 12}, "max_seqlen_k = 12, but should be at least 16, the longest sequence"),
-        (
-            {"q": torch.zeros(24, 4, 8)},
-            "q.shape = (24, 4, 8), but should be (12, heads, head_dim): cu_seqlens_q[-1] rows",
-        ),
-        ({"q": torch.zeros(12, 32)}, "q.shape = (12, 32), but should be (12, heads, head_dim)"),
-        ({"k": torch.zeros(11, 2, 8)}, "k.shape = (11, 2, 8), but should be (12, heads, 8)"),
-        ({"k": torch.zeros(12, 2, 16)}, "k.shape = (12, 2, 16), but should be (12, heads, 8)"),
-        ({"v": torch.zeros(12, 1, 8)}, "v.shape = (12, 1, 8), but should be (12, 2, 8)"),
-        (
-            {"k": torch.zeros(12, 3, 8), "v": torch.zeros(12, 3, 8)},
-            "num_heads_k = 3 does not divide num_heads_q = 4",
-        ),
-        ({"v": torch.zeros(12, 2, 8).half()}, "v.dtype = torch.float16, but should be torch.float32, as of q"),
-        ({"k": torch.zeros(12, 2, 8, device="meta")}, "k.device = meta, but should be cpu, as of q"),
-        ({"heads_k_stride": 3}, "heads_k_stride = 3, but should divide the 2 heads of k: one of 1, 2"),
-        ({"heads_k_stride": 0}, "heads_k_stride = 0, but should be an integer from 1"),
-        ({"backend": "fa9"}, "backend = 'fa9', but should be auto or one of"),
-        ({"backend": "torch"}, "backend = 'torch' cannot run this plan: device = cpu, but should be on cuda"),
-    ],
-)
-def test_what_does_not_fit_is_named_before_anything_is_sent(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)):
-        call(**changes)
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("dropout_p", 0.1),
-        ("window_size", (128, 0)),
-        ("alibi_slopes", torch.ones(4)),
-        ("n_chunks", 4),
-    ],
-)
-def test_what_is_not_written_is_named(argument: str, value: Any) -> None:
-    with pytest.raises(NotImplementedError, match=rf"^{argument} = "):
-        call(**{argument: value})
-
-
-def test_packed_tensors_of_another_shape_are_named() -> None:
-    told = [0, 4, 12], [0, 8, 24], 8, 16, 1
-    kv, qkv = torch.zeros(12, 2, 8), torch.zeros(12, 2, 4, 8)
-    with pytest.raises(ValueError, match=re.escape("kv.shape = (12, 2, 8), but should be (rows, 2, heads, head_dim)")):
-        zigzag_llama3_flash_attn_varlen_kvpacked_func(torch.zeros(12, 4, 8), kv, *told)
-    with pytest.raises(ValueError, match=re.escape("(12, 2, 4, 8), but should be (rows, 3, heads, head_dim)")):
-        zigzag_llama3_flash_attn_varlen_qkvpacked_func(qkv, *told)
-
-
-def test_a_collective_of_emulated_ranks_brings_nothing_before_it_was_waited_for() -> None:
-    def gather(exchange: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
-        whole = torch.zeros(2)
-        pending = exchange.gather(whole, torch.full((1,), float(exchange.rank)))
-        early = whole.clone()
-        pending.wait()
-        return early, whole
-
-    for early, late in emulated(2, gather):
-        assert early.isnan().all()
-        assert late.tolist() == [0.0, 1.0]
-
-
-def test_emulated_ranks_may_not_touch_what_they_sent() -> None:
-    def gather(exchange: Exchange) -> None:
-        part = torch.zeros(1)
-        pending = exchange.gather(torch.zeros(2), part)
-        part += 1
-        pending.wait()
-
-    with pytest.raises(AssertionError, match="what was sent has changed before it was waited for"):
-        emulated(2, gather)
-
-
-def test_emulated_ranks_must_call_alike_and_in_time() -> None:
-    with pytest.raises(AssertionError, match="ranks call each other for different things"):
-        emulated(2, lambda e: e.gather(torch.zeros(2 + 2 * e.rank), torch.zeros(1 + e.rank)))
-    with pytest.raises(threading.BrokenBarrierError):
-        EmulatedExchange(Ranks(2, limit=0.1), 0).gather(torch.zeros(2), torch.zeros(1))

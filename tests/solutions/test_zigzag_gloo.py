@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 import zigzag_ranks
-from process_ranks import run_processes
+from process_ranks import run_processes, torchrun
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,3 +46,13 @@ def test_a_group_that_hangs_is_killed_and_says_where() -> None:
     assert "zigzag_ranks.py" in str(caught.value)
     assert "in hangs" in str(caught.value)
     assert time.monotonic() - began < 30
+
+
+def test_the_program_that_tests_on_gpus_start_under_torchrun() -> None:
+    program = Path(zigzag_ranks.__file__).with_name("zigzag_torchrun.py")
+    sizes = ("--tokens", "64", "96", "--heads", "4", "2", "--head-dim", "16")
+
+    said = torchrun(program, 2, "--device", "cpu", *sizes)
+
+    lines = [line for line in said.splitlines() if line.startswith("ok on 2 ranks of cpu: ")]
+    assert [line.split()[6] for line in lines] == ["64", "96"]

@@ -11,6 +11,8 @@ from zigzag_origin import Setting, origin_attention
 from refgrid_solutions.grouped_attention import zigzag_llama3_prepare, zigzag_shard
 from refgrid_solutions.grouped_attention.zigzag import Exchange
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def run(case: Case, told: Tensors, world_size: int) -> list[Tensors]:
     """out, dq, dk and dv of every rank; lse is not given out, so out stands for it."""

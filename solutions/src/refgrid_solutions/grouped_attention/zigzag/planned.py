@@ -48,8 +48,8 @@ class ZigzagPlan:
     are one range, a start and a length, which every varlen kernel takes, and the mask is bottom-right. In gathered
     order they are a range for each chunk: no varlen kernel takes that, and as slices of their own their outputs would
     have to be merged in float32, once a chunk. The copy is one kernel a step for keys and values together, leaves out
-    what this rank does not see (a quarter of all, on average), and its bytes take 1 to 2 % of the attention's time at
-    64K tokens and 8 ranks, less at more tokens. It also frees the gather's buffer for the next step but one.
+    what this rank does not see (a quarter of all, on average), and should take 1 to 2 % of the attention's time at 64K
+    tokens and 8 ranks by its bytes, less at more tokens. It also frees the buffer that the next keys are gathered into.
     """
 
     calls: tuple[Call, ...]
@@ -62,10 +62,8 @@ def zigzag_plan(layout: Layout, setting: Setting) -> ZigzagPlan:
 
     One call for both chunks of all sequences; where not grouped, one for the early chunks and one for the late ones.
     """
-    # Inside torch.inference_mode, too, what is kept must serve calls outside it.
-    with torch.inference_mode(mode=False):
-        halves = [(EARLY, LATE)] if setting.grouped else [(EARLY,), (LATE,)]
-        return ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), _seen(layout, setting))
+    halves = [(EARLY, LATE)] if setting.grouped else [(EARLY,), (LATE,)]
+    return ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), _seen(layout, setting))
 
 
 def _call(layout: Layout, setting: Setting, halves: Sequence[int]) -> Call:
