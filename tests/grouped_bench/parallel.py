@@ -1,57 +1,23 @@
 """One rank of zigzag context parallelism, forward and backward, beside the algorithm that it comes from.
 
-On one GPU the other ranks are made up: what is gathered arrives as copies on the device, of the size that would come
-over the wires, and the sum over ranks is this rank's part. So what is timed is a rank's own work, not the network.
+On one GPU the other ranks are taken to hold what this one holds: what is gathered is copied on the device. So a rank's
+own work is timed, not the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
+from emulated_ranks import LoneExchange
 from zigzag_origin import Setting, origin_attention
 
 from grouped_bench.ways import Call, Problem, demand_equal
 from refgrid_solutions.grouped_attention import zigzag_llama3_flash_attn_varlen_func
 from refgrid_solutions.grouped_attention.backends import refusal
-from refgrid_solutions.grouped_attention.zigzag import Exchange
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-class _Arrived:
-    def wait(self) -> None:
-        """Work of the device's stream comes in order."""
-
-
-@dataclass(frozen=True)
-class MadeUp(Exchange):
-    """Ranks that all hold what this one holds."""
-
-    ranks: int
-    number: int
-
-    @property
-    def rank(self) -> int:
-        """Which of them this is."""
-        return self.number
-
-    @property
-    def world_size(self) -> int:
-        """How many they are said to be."""
-        return self.ranks
-
-    def gather(self, whole: torch.Tensor, part: torch.Tensor) -> _Arrived:
-        """This rank's part in everyone's place."""
-        whole.view(self.ranks, *part.shape).copy_(part.expand(self.ranks, *part.shape))
-        return _Arrived()
-
-    def reduce_scatter(self, part: torch.Tensor, whole: torch.Tensor) -> _Arrived:
-        """What this rank adds to its own place."""
-        part.copy_(whole[self.number * len(part) : (self.number + 1) * len(part)])
-        return _Arrived()
 
 
 def parallel_ways(of: Problem, backends: Sequence[str]) -> tuple[dict[str, Call], dict[str, str]]:
@@ -79,7 +45,7 @@ def _ours(of: Problem, name: str, *, grouped: bool) -> Attend:
         max_seqlen_k=rows * world,
         heads_k_stride=of.shape.stride or of.k.shape[1],
         causal=True,
-        group=MadeUp(world, of.shape.rank),
+        group=LoneExchange(of.shape.rank, world),
         use_grouped_attention=grouped,
         backend=name,
     )
@@ -88,7 +54,7 @@ def _ours(of: Problem, name: str, *, grouped: bool) -> Attend:
 def _origin(of: Problem, name: str) -> Attend:
     rows, world = len(of.q), of.shape.world
     own, whole = (torch.tensor([0, end], dtype=torch.int32, device=of.q.device) for end in (rows, rows * world))
-    setting = Setting(own, whole, of.shape.stride or of.k.shape[1], MadeUp(world, of.shape.rank), name)
+    setting = Setting(own, whole, of.shape.stride or of.k.shape[1], LoneExchange(of.shape.rank, world), name)
     return lambda q, k, v: origin_attention(q, k, v, setting)
 
 
