@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_LIBRARIES = {"flashinfer", "sglang", "sgl_kernel", "transformers", "vllm", "triton"}
-OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth"}
+OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth", "refgrid_solutions"}
 
 # The instrument's modules that run cases; everything else of it must start without torch.
 TENSOR_MODULES = {
@@ -84,6 +84,47 @@ def test_an_adapter_imports_torch_and_its_own_library_only(file: Path) -> None:
     assert used & OWN <= {"refgrid_groundtruth"}
 
 
+SOLUTIONS = ROOT / "solutions/src/refgrid_solutions"
+# What one solution's file may import besides the standard library, torch and its own member, by a part of its path.
+SOLUTIONS_MAY = {"backends/triton": {"triton"}, "backends/fa3": {"fa3_fwd"}}
+
+
+@pytest.mark.parametrize("file", _files("solutions/src"), ids=_ids)
+def test_a_solution_imports_torch_and_its_backends_library_only(file: Path) -> None:
+    path = file.relative_to(SOLUTIONS).as_posix()
+    library = {name for part, names in SOLUTIONS_MAY.items() if part in path for name in names}
+
+    assert strays(file.read_text(), {*sys.stdlib_module_names, "torch", "refgrid_solutions"} | library) == set()
+
+
+@pytest.mark.parametrize("file", _files("solutions/src/refgrid_solutions/grouped_attention/backends"), ids=_ids)
+def test_a_backend_knows_no_other_unless_its_row_says_so(file: Path) -> None:
+    folder = SOLUTIONS / "grouped_attention/backends"
+    others = {found.relative_to(folder).parts[0].removesuffix(".py") for found in folder.rglob("*.py")} - {"__init__"}
+    own = file.relative_to(folder).parts[0].removesuffix(".py")
+    says = {"fa3": {"aten"}}  # its backward pass is PyTorch's
+
+    assert siblings(file.read_text()) & others - {own} <= says.get(own, set())
+
+
+def siblings(source: str) -> set[str]:
+    """The backends that a source imports."""
+    modules = (node.module or "" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom))
+    from_package = [
+        alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith(".backends")
+        for alias in node.names
+    ]
+    return {name.split(".backends.")[1].split(".")[0] for name in modules if ".backends." in name} | set(from_package)
+
+
+def test_the_rule_of_backends_sees_both_ways_to_import_one() -> None:
+    package = "refgrid_solutions.grouped_attention.backends"
+
+    assert siblings(f"from {package} import aten\nfrom {package}.triton.work import x") == {"aten", "triton"}
+
+
 def test_the_table_of_sources_imports_no_library_and_no_torch() -> None:
     for name in ("__init__.py", "table.py"):
         text = (ROOT / "groundtruth/src/refgrid_groundtruth" / name).read_text()
@@ -136,7 +177,7 @@ def test_the_rule_of_parts_sees_an_import_inside_a_function() -> None:
 def test_the_noxfile_imports_neither_member_nor_torch() -> None:
     used = set(imports((ROOT / "noxfile.py").read_text()))
 
-    assert used & (KERNEL_LIBRARIES | {"torch", "refgrid_references", "refgrid_groundtruth"}) == set()
+    assert used & (KERNEL_LIBRARIES | {"torch"} | OWN - {"refgrid"}) == set()
 
 
 @pytest.mark.parametrize("folder", ["tests", "ci"])

@@ -33,14 +33,16 @@ def closure(*arguments: str) -> set[str]:
     """Distributions that uv.lock installs, members included."""
     told = uv("export", "--locked", "--no-hashes", "--no-header", "--no-annotate", "--no-default-groups", *arguments)
     assert told.returncode == 0, told.stderr
-    members = {"-e .": "refgrid", "-e ./references": "refgrid-references", "-e ./groundtruth": "refgrid-groundtruth"}
+    folders = ("references", "groundtruth", "solutions")
+    members = {"-e .": "refgrid", **{f"-e ./{folder}": f"refgrid-{folder}" for folder in folders}}
     return {members.get(line, re.split(r"[=\[ ]", line)[0]) for line in told.stdout.splitlines()}
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """The workspace's pyproject files and uv.lock, to be damaged."""
-    for name in ("pyproject.toml", "uv.lock", "references/pyproject.toml", "groundtruth/pyproject.toml"):
+    members = [f"{folder}/pyproject.toml" for folder in ("references", "groundtruth", "solutions")]
+    for name in ("pyproject.toml", "uv.lock", *members):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / name)
     return tmp_path
@@ -84,6 +86,13 @@ def test_the_references_come_without_any_ground_truth() -> None:
     found = closure("--package", "refgrid-references")
 
     assert {"refgrid-references", "torch"} <= found
+    assert found & GROUND_TRUTH == set()
+
+
+def test_the_solutions_come_without_any_ground_truth() -> None:
+    found = closure("--package", "refgrid-solutions")
+
+    assert {"refgrid-solutions", "torch"} <= found
     assert found & GROUND_TRUTH == set()
 
 

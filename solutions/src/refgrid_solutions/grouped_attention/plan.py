@@ -1,0 +1,154 @@
+"""All host work of a grouped attention, done once: the checks, the choice of a backend, what it needs on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+
+from refgrid_solutions.grouped_attention import backends
+from refgrid_solutions.grouped_attention.ranges import Slice, check_heads, check_size, slices_from
+
+# A work list is read by loads of up to 16 bytes: each part of one copy begins at such an address.
+_ALIGNMENT = 4
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedAttnPlan:
+    """Which rows see which keys, for which tensors: made by plan_grouped_attn, used in any number of calls.
+
+    host: int64 on the CPU, [deterministic, max_splits or 0, five numbers a slice]; all that a custom op must be told,
+    so that it can make the plan again (rebuilt). auto_backend: what backend="auto" stands for.
+    """
+
+    total_q: int
+    total_k: int
+    num_heads_q: int
+    num_heads_k: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    host: torch.Tensor
+    auto_backend: str = ""
+    _metadata: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """As they were given, in that order."""
+        numbers = iter(self._numbers[2:])
+        return tuple(map(Slice._make, zip(*[numbers] * 5, strict=True)))
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the gradients must be the same bits every time."""
+        return bool(self._numbers[0])
+
+    @property
+    def max_splits(self) -> int | None:
+        """How many parts a row's keys may be split into; None leaves it to the backend, 1 forbids it."""
+        return self._numbers[1] or None
+
+    @property
+    def forward_flops(self) -> int:
+        """Floating point operations of the two products over pairs that are visible; nothing for the softmax."""
+        return 4 * self.head_dim * self.num_heads_q * sum(piece.visible_pairs for piece in self.slices)
+
+    @property
+    def backward_flops(self) -> int:
+        """Those of the five products of a backward pass that computes the scores anew."""
+        return self.forward_flops * 5 // 2
+
+    def prepare(self, backend: str = "auto") -> str:
+        """Make what the backend needs on the device, once, and give the backend's name.
+
+        A first call with a backend does this by itself, but not while a CUDA graph is captured (RuntimeError) nor
+        inside torch.compile(fullgraph=True). ValueError if there is no such backend or it cannot run this plan.
+        """
+        name = self.auto_backend if backend == "auto" else backend
+        if name not in self._metadata:
+            self._metadata[name] = _uncompiled(self, name)
+        return name
+
+    def metadata(self, backend: str) -> tuple[torch.Tensor, ...]:
+        """Tensors that the backend's function of this name made; made now if prepare has not been called."""
+        return self._metadata[self.prepare(backend)]
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        numbers: list[int] = self.host.tolist()
+        return numbers
+
+
+def plan_grouped_attn(
+    q_ranges: Sequence[Sequence[int]],
+    k_ranges: Sequence[Sequence[int]],
+    mask_types: Sequence[int],
+    *,
+    total_q: int,
+    total_k: int,
+    num_heads_q: int,
+    num_heads_k: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    deterministic: bool = False,
+    max_splits: int | None = None,
+) -> GroupedAttnPlan:
+    """Check the slices, and plan attention of q [total_q, num_heads_q, head_dim] to k, v [total_k, num_heads_k, ...].
+
+    q_ranges, k_ranges: sequences or integer tensors [n, 2] of half-open ranges; mask_types [n]: FULL = 0, or CAUSAL
+    = 1, in which row i of a slice sees its key j where j <= i + n_k - n_q. Rows of q may be in one slice at most, keys
+    in any number. deterministic: gradients of the same bits every time. max_splits: how many parts the keys of a row
+    may be split into (1 = never, None = the backend's choice). ValueError for what is not legal, naming the entry.
+    """
+    check_heads(num_heads_q, num_heads_k, head_dim)
+    if max_splits is not None:
+        check_size("max_splits", max_splits, smallest=1)
+    slices = slices_from(q_ranges, k_ranges, mask_types, total_q, total_k)
+    host = torch.tensor([int(deterministic), max_splits or 0, *(number for piece in slices for number in piece)])
+    sizes = (total_q, total_k, num_heads_q, num_heads_k, head_dim, dtype, _with_index(torch.device(device)))
+    name = backends.choose(GroupedAttnPlan(*sizes, host))
+    plan = GroupedAttnPlan(*sizes, host, name)
+    plan.prepare(name)
+    return plan
+
+
+def rebuilt(
+    q: torch.Tensor, k: torch.Tensor, host: torch.Tensor, backend: str, metadata: Sequence[torch.Tensor]
+) -> GroupedAttnPlan:
+    """The plan inside a custom op, from what the op was given: q and k for the sizes, and the plan's own tensors."""
+    sizes = (q.shape[0], k.shape[0], q.shape[1], k.shape[1], q.shape[2], q.dtype, q.device)
+    return GroupedAttnPlan(*sizes, host, backend, {backend: tuple(metadata)})
+
+
+def device_ints(device: torch.device, *parts: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Each part as an int32 tensor on the device, by one copy for all; each begins at a multiple of 16 bytes."""
+    padded = [-(-len(part) // _ALIGNMENT) * _ALIGNMENT for part in parts]
+    starts = [0, *accumulate(padded)]
+    together = torch.zeros(starts[-1], dtype=torch.int32)
+    for start, part in zip(starts, parts, strict=False):
+        together[start : start + len(part)] = torch.as_tensor(part, dtype=torch.int32)
+    there = together.to(device)
+    return tuple(there[start : start + len(part)] for start, part in zip(starts, parts, strict=False))
+
+
+def _made_metadata(plan: GroupedAttnPlan, backend: str) -> tuple[torch.Tensor, ...]:
+    if reason := backends.refusal(backend, plan):
+        raise ValueError(f"backend = {backend!r} cannot run this plan: {reason}")
+    if plan.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"plan.prepare({backend!r}) copies to the device: call it before a CUDA graph is captured")
+    return tuple(backends.load(backend).metadata(plan))
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """The device that tensors made on it will name."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+# Not part of a compiled graph: lists become tensors here, and libraries are imported.
+_uncompiled = torch.compiler.disable(_made_metadata, reason="call plan.prepare(backend) before this is compiled whole")

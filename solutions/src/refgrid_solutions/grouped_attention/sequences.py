@@ -1,0 +1,159 @@
+"""Slices as the sequences of a varlen kernel: one launch for all slices of a mask, over keys that they share.
+
+Such a kernel takes sequences of rows that lie back to back, and reads the keys of each from an offset and a length of
+its own. Offsets need not rise and ranges may overlap, so no key is copied. Rows between the slices become sequences
+without keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
+from typing import NamedTuple
+
+import torch
+
+from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints
+from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, Slice, rows_in_no_slice
+
+# A gap is cut into sequences no longer than the longest slice, or this: the grid has room for the longest in each.
+_GAP = 1024
+_HOST_NUMBERS = 6
+_DEVICE_PARTS = 6
+
+
+class Launch(NamedTuple):
+    """What one launch is told: n sequences over the rows [first_row, last_row) of q, all under one mask.
+
+    row_offsets [n + 1] int32, from first_row on; key_starts [n + 1] (the last is not read) and key_counts [n], int32,
+    in the shared keys; copied_offsets [n + 1] int32, were each sequence's keys copied back to back. own_rows, own_keys
+    [slices, 2] int32: the offsets of each slice alone, 0 and its length. blind: whether a row of them sees no key.
+    """
+
+    mask_type: int
+    first_row: int
+    last_row: int
+    longest_rows: int
+    longest_keys: int
+    blind: int
+    row_offsets: torch.Tensor
+    key_starts: torch.Tensor
+    key_counts: torch.Tensor
+    copied_offsets: torch.Tensor
+    own_rows: torch.Tensor
+    own_keys: torch.Tensor
+
+    @property
+    def rows(self) -> slice:
+        """The rows of q that the sequences cover."""
+        return slice(self.first_row, self.last_row)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the mask is the bottom-right causal one."""
+        return self.mask_type == CAUSAL
+
+
+def packed(plan: GroupedAttnPlan, *numbers: int) -> tuple[torch.Tensor, ...]:
+    """The launches of a plan, and numbers that a backend keeps beside them; the first tensor is on the CPU."""
+    lists = [sequences(plan, mask_type) for mask_type in (FULL, CAUSAL)]
+    host = [len(numbers), *numbers]
+    parts: list[Sequence[int]] = []
+    for found in filter(None, lists):
+        host += _host_numbers(found)
+        parts += _device_parts(found)
+    return torch.tensor(host), *device_ints(plan.device, *parts)
+
+
+def unpacked(metadata: Sequence[torch.Tensor]) -> tuple[list[int], list[Launch]]:
+    """The numbers and the launches that packed was told; reads the tensor on the CPU."""
+    count, *host = metadata[0].tolist()
+    numbers, host = host[:count], host[count:]
+    launches = []
+    for index in range(len(host) // _HOST_NUMBERS):
+        parts = metadata[1 + index * _DEVICE_PARTS : 1 + (index + 1) * _DEVICE_PARTS]
+        lists, pairs = parts[:-2], [part.view(-1, 2) for part in parts[-2:]]
+        launches.append(Launch._make((*host[index * _HOST_NUMBERS : (index + 1) * _HOST_NUMBERS], *lists, *pairs)))
+    return numbers, launches
+
+
+def seeing(plan: GroupedAttnPlan, mask_type: int) -> list[Slice]:
+    """The slices of a mask that have rows and keys, in the order of their rows."""
+    return sorted(piece for piece in plan.slices if piece.mask_type == mask_type and piece.num_rows and piece.num_keys)
+
+
+def sequences(plan: GroupedAttnPlan, mask_type: int) -> list[Slice]:
+    """Those slices, and the gaps between them as slices without keys; empty if there are none."""
+    own = seeing(plan, mask_type)
+    if not own:
+        return []
+    longest = max(_GAP, *(piece.num_rows for piece in own))
+    gaps = list(_gaps(own, longest))
+    return sorted([*own, *gaps]) if gaps else own
+
+
+def assembled(
+    q: torch.Tensor, launches: Sequence[Launch], results: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One out and one lse from those of the launches, each of its own rows; a row in none gives 0 and -inf.
+
+    Where two launches cover a row, one of them had no keys for it: 0 and -inf, which change nothing.
+    """
+    out = joined(q, launches, [part for part, _ in results])
+    if _is_all(q, launches):
+        return out, results[0][1].contiguous()
+    lse = q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float32)
+    for launch, (_, part) in zip(launches, results, strict=True):
+        lse[:, launch.rows] = torch.maximum(lse[:, launch.rows], part)
+    return out, lse
+
+
+def joined(q: torch.Tensor, launches: Sequence[Launch], parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A tensor as q from those of the launches, each of its own rows; a row in none gives 0."""
+    if _is_all(q, launches):
+        return parts[0].contiguous()
+    whole = q.new_zeros(q.shape)
+    for launch, part in zip(launches, parts, strict=True):
+        whole[launch.rows] += part
+    return whole
+
+
+def minus_infinity(lse: torch.Tensor, launch: Launch) -> torch.Tensor:
+    """The log-sum-exp of a row that sees no key as -inf, where a kernel writes +inf; in place."""
+    return lse.masked_fill_(lse == math.inf, -math.inf) if launch.blind else lse
+
+
+def _is_all(q: torch.Tensor, launches: Sequence[Launch]) -> bool:
+    return len(launches) == 1 and launches[0].rows == slice(0, q.shape[0])
+
+
+def _gaps(own: Sequence[Slice], longest: int) -> Iterator[Slice]:
+    first = own[0].q_start
+    for start, end in rows_in_no_slice(own, own[-1].q_end):
+        for piece in range(max(start, first), end, longest):
+            yield Slice(piece, min(piece + longest, end), 0, 0, own[0].mask_type)
+
+
+def _host_numbers(found: Sequence[Slice]) -> list[int]:
+    """As the first fields of Launch."""
+    longest_rows = max(piece.num_rows for piece in found)
+    longest_keys = max(piece.num_keys for piece in found)
+    blind = any(piece.blind_rows for piece in found)
+    return [found[0].mask_type, found[0].q_start, found[-1].q_end, longest_rows, longest_keys, int(blind)]
+
+
+def _device_parts(found: Sequence[Slice]) -> list[list[int]]:
+    """As the last fields of Launch."""
+    rows = [0, *accumulate(piece.num_rows for piece in found)]
+    copied = [0, *accumulate(piece.num_keys for piece in found)]
+    own = [piece for piece in found if piece.num_keys]
+    own_rows, own_keys = (
+        [*chain(*((0, count) for count in counts))] for counts in zip(*map(_counts, own), strict=True)
+    )
+    starts, counts = [*(piece.k_start for piece in found), 0], [piece.num_keys for piece in found]
+    return [rows, starts, counts, copied, own_rows, own_keys]
+
+
+def _counts(piece: Slice) -> tuple[int, int]:
+    return piece.num_rows, piece.num_keys
