@@ -216,7 +216,7 @@ class Prover:
         for source in self.sources.serving(case.op):
             try:
                 truths[source] = self._bench.truth(bench, case, source)
-            except Exception as error:
+            except Exception as error:  # raised again unless its verdict is yellow: the source cannot serve here
                 verdict, reason = judge(error)
                 if verdict.colour != "yellow":
                     raise
