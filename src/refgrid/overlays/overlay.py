@@ -51,7 +51,7 @@ CACHES = {
 }
 _BLOCK = 1 << 24
 # The checkout's own packages, for those who change them on the machine.
-MEMBERS = ("src", "references/src", "groundtruth/src")
+MEMBERS = ("src", "references/src", "groundtruth/src", "solutions/src")
 
 
 class OverlayError(RuntimeError):
