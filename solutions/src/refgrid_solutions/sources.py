@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ _PACKAGE = "refgrid_solutions.grouped_attention"
 
 
 class Unavailable(Exception):
-    """A backend cannot serve here: `verdict` is missing, import-fail or unsupported, `reason` the words for a reader."""
+    """A backend cannot serve here: `verdict` is missing, import-fail or unsupported, `reason` says why."""
 
     def __init__(self, verdict: str, reason: str) -> None:
         super().__init__(verdict, reason)

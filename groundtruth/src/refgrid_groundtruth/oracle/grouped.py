@@ -25,12 +25,12 @@ def gqa_grouped(
     """
     output = torch.zeros_like(q)
     lse = q.new_full(q.shape[:2], -math.inf, dtype=torch.float32)
-    for queries, keys, mask in zip(q_ranges.tolist(), k_ranges.tolist(), mask_types.tolist(), strict=True):
+    for (start, end), keys, mask in zip(q_ranges.tolist(), k_ranges.tolist(), mask_types.tolist(), strict=True):
         own_k, own_v = (each[slice(*keys)].double() for each in (k, v))
         step = max(1, SCORES // max(1, q.shape[1] * len(own_k)))
-        for i in range(*queries, step):
-            rows = torch.arange(i, min(i + step, queries[1]), device=q.device)
-            to_the_last = queries[1] - 1 - rows if mask == 1 else torch.zeros_like(rows)
+        for i in range(start, end, step):
+            rows = torch.arange(i, min(i + step, end), device=q.device)
+            to_the_last = end - 1 - rows if mask == 1 else torch.zeros_like(rows)
             sees = len(own_k) - to_the_last  # the first so many keys
             rows, sees = rows[sees > 0], sees[sees > 0]
             if len(rows):

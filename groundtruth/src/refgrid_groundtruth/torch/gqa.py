@@ -99,7 +99,7 @@ def _attend_on_cpu(
     kv_len: torch.Tensor,
     sm_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """-> output, lse in base e, and 0, which the operator writes for the lse of a fully masked row (its output is 0)."""
+    """-> output, lse in base e, and 0, which the operator writes for the lse of a fully masked row; its output is 0."""
     output, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
     for tile in tiles(q, k, v, qo_indptr, kv_len):
         output[tile.rows], lse[tile.rows] = attend_tile(tile, sm_scale)

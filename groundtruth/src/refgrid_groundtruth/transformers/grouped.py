@@ -24,8 +24,8 @@ def gqa_grouped(
 ) -> dict[str, torch.Tensor]:
     """q [total_q, num_qo_heads, head_dim]; k, v [total_k, num_kv_heads, head_dim]; ranges [num_slices, 2].
 
-    mask_types [num_slices] -> output as q; eager attention gives no lse. Raises Unavailable("unsupported") where a query
-    of a slice sees no key, for which a softmax over nothing defines no result.
+    mask_types [num_slices] -> output as q; eager attention gives no lse. Raises Unavailable("unsupported") where a
+    query of a slice sees no key, for which a softmax over nothing defines no result.
     """
     pieces = slices(q_ranges, k_ranges, mask_types)
     for number, piece in enumerate(pieces):

@@ -2,7 +2,8 @@
 
 What a workload's slices are like, its uuid says by one word; without one they are mixed.
 
-    zigzag    rank r of w ranks ("zigzag_w8_r7"): two causal slices a sequence, its chunks r and 2 w - 1 - r of 2 w
+    zigzag    rank r of w ranks ("zigzag_w8_r3", or "_first", "_last"): two causal slices a sequence, which are its
+              chunks r and 2 w - 1 - r of 2 w
     shared    all slices see the same keys, none hidden
     singles   a query each
     lopsided  the last slice has 99 % of the queries
@@ -63,7 +64,7 @@ def keys(drawing: Drawing, name: str) -> Value:
     """Normal numbers, and UNSEEN with either sign where no query sees the key: whoever reads it is far off."""
     shape = drawing.shape(name)
     drawn = torch.cat([torch.empty(0), *drawing.numbers(name, shape[0] * shape[1] * shape[2])]).view(shape)
-    seen = seen_keys(*(drawing.known(each, name) for each in ("q_ranges", "k_ranges")), shape[0])
+    seen = seen_keys(drawing.known("q_ranges", name), drawing.known("k_ranges", name), shape[0])
     hostile = torch.full_like(drawn, UNSEEN).copysign(drawn)
     return drawing.place(name, torch.where(seen[:, None, None], drawn, hostile).to(drawing.float_dtype(name)))
 
@@ -79,8 +80,8 @@ def seen_keys(q_ranges: torch.Tensor, k_ranges: torch.Tensor, total_k: int) -> t
 
 def _slices(drawing: Drawing, name: str, part: slice | int) -> torch.Tensor:
     """Of all slices a part of: queries from and to, keys from and to, mask. Each input is a part of the same."""
-    sizes = [drawing.axis(name, axis) for axis in ("num_slices", "total_q", "total_k")]
-    wish = _Wish(*sizes, drawing.workload.uuid, drawing.generator("q_ranges"))
+    slices, total_q, total_k = (drawing.axis(name, axis) for axis in ("num_slices", "total_q", "total_k"))
+    wish = _Wish(slices, total_q, total_k, drawing.workload.uuid, drawing.generator("q_ranges"))
     made = next((make for word, make in _KINDS.items() if word in wish.uuid.split("_")), _mixed)
     try:
         found = made(wish)
@@ -131,10 +132,11 @@ def _blind(wish: _Wish) -> torch.Tensor:
 
 def _zigzag(wish: _Wish) -> torch.Tensor:
     """Of each sequence the rank's two chunks lie side by side in q, and all of it in k."""
-    told = re.search(r"zigzag_w(\d+)_r(\d+)", wish.uuid)
+    told = re.search(r"zigzag_w(\d+)_(?:r(\d+)|(first|last))", wish.uuid)
     if told is None:
         raise ValueError("a zigzag names its world size and its rank, as in zigzag_w8_r7")
-    world, rank = map(int, told.groups())
+    world = int(told[1])
+    rank = int(told[2]) if told[2] else 0 if told[3] == "first" else world - 1
     sequences, chunks = wish.slices // 2, wish.total_k // (2 * world)
     if wish.slices % 2 or rank >= world or chunks * 2 != wish.total_q or chunks * 2 * world != wish.total_k:
         wanted = f"two slices a sequence, and {world} times as many keys as queries, {2 * world} chunks of each"
