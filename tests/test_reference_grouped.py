@@ -53,7 +53,8 @@ def dense(inputs: dict[str, Any], sm_scale: float) -> tuple[torch.Tensor, torch.
     rows, keys = range(len(inputs["q"])), range(len(inputs["k"]))
     seen = [[any(naive.visible(entry, i, j) for entry in entries) for j in keys] for i in rows]
     mask = torch.tensor(seen, dtype=torch.bool).reshape(len(rows), len(keys))
-    out, lse = naive.attend(*(inputs[name].double() for name in "qkv"), mask, sm_scale)
+    q, k, v = (inputs[name].double() for name in "qkv")
+    out, lse = naive.attend(q, k, v, mask, sm_scale)
     return out, lse.T / math.log(2)
 
 
@@ -108,7 +109,7 @@ def test_causal_slices_side_by_side_are_ragged_prefill_bit_by_bit() -> None:
     inputs["mask_types"] = torch.ones(3, dtype=torch.int32)
 
     one = gqa_grouped(**inputs, sm_scale=0.5)
-    other = gqa_ragged_prefill_causal(*(inputs[name] for name in "qkv"), indptr, kv_indptr, sm_scale=0.5)
+    other = gqa_ragged_prefill_causal(inputs["q"], inputs["k"], inputs["v"], indptr, kv_indptr, sm_scale=0.5)
 
     assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
