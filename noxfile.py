@@ -47,7 +47,7 @@ OWN_PLUGINS = ["-p", "xdist.plugin", "-p", "refgrid.plugin"]
 ACCOUNTING_TIME = 60
 
 # In place of what goes to pytest: compile ahead, and run no case. Before it: run the cases over fresh seeds.
-WARM, SOAK = "--warm", "--soak"
+WARM, SOAK, BENCH = "--warm", "--soak", "--bench"
 
 # PyPI's build of torch for Linux brings the CUDA libraries along; what that costs is said before it happens.
 PYPI_TORCH_SIZE = "about 2.7 GB"
@@ -178,6 +178,19 @@ def soak(session: nox.Session) -> None:
     session.notify(f"tests-{name}", posargs=[SOAK, *options])
 
 
+@nox.session(name="bench-grouped", default=False)
+def bench_grouped(session: nox.Session) -> None:
+    """Time grouped attention beside what it replaces: `-- NAME [--shapes ...]`; then `-- --render`: tables and plot."""
+    name, *options = session.posargs or [""]
+    if name == "--render":
+        _sync(session, "--group=bench")
+        session.run("python", "-m", "grouped_bench", name, *options, env={"PYTHONPATH": "tests"})
+    elif name not in ENVIRONMENTS:
+        session.error(f"no environment is called {name!r}; legal values: --render, {', '.join(ENVIRONMENTS)}")
+    else:
+        session.notify(f"tests-{name}", posargs=[BENCH, *options])  # whose virtual environment it is
+
+
 def _tests_session(name: str) -> None:
     """Declare `tests-<name>`."""
     entry = ENVIRONMENTS[name]
@@ -186,6 +199,8 @@ def _tests_session(name: str) -> None:
     def prove(session: nox.Session) -> None:
         if session.posargs[:1] == [WARM]:
             _warm(session, name)
+        elif session.posargs[:1] == [BENCH]:
+            _bench_grouped(session, name)
         elif session.posargs[:1] == [SOAK] and not overlay:
             _soak(session, name)
         else:
@@ -238,13 +253,23 @@ def _soak(session: nox.Session, name: str) -> None:
     session.run("refgrid", *asked, env=alone, interrupt_timeout=ACCOUNTING_TIME)
 
 
+def _bench_grouped(session: nox.Session, name: str) -> None:
+    """Where the kernels are that it times; both ways with the modules that tests share."""
+    shared = {"PYTHONPATH": str(ROOT / "tests")}
+    if ENVIRONMENTS[name]["kind"] == "overlay":
+        _run_overlay(session, name, "grouped_bench", *session.posargs[1:], env=shared)
+        return
+    _install(session, name)
+    session.run("python", "-m", "grouped_bench", *session.posargs[1:], env={**shared, **_caches(session, name)})
+
+
 def _prove_overlay(session: nox.Session, name: str) -> None:
     """The product, or its soak, over the machine's own torch."""
     program = ["refgrid", "run-soak"] if SOAK in session.posargs else ["pytest"]
     _run_overlay(session, name, *program, *OWN_PLUGINS, *_arguments(session, name))
 
 
-def _run_overlay(session: nox.Session, name: str, *module: str) -> None:
+def _run_overlay(session: nox.Session, name: str, *module: str, env: dict[str, str] | None = None) -> None:
     """Run a module over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
@@ -253,7 +278,7 @@ def _run_overlay(session: nox.Session, name: str, *module: str) -> None:
     laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
     session.run(*overlay, "lay", *laid, external=True)
     run = [*overlay, "run", f"--target={site}", "--checkout=.", "--", "python3", "-m", *module]
-    session.run(*run, external=True, interrupt_timeout=ACCOUNTING_TIME)
+    session.run(*run, external=True, env=env, interrupt_timeout=ACCOUNTING_TIME)
 
 
 def _prove_venv(session: nox.Session, name: str) -> None:

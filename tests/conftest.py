@@ -43,6 +43,17 @@ def double(pristine_double: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(pristine_double)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small tensors on few cores: threads that wait for each other would take most of the time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 WriteDefinition = Callable[..., Path]
 
 

@@ -1,160 +1,22 @@
-"""What every backend of grouped attention must show, on any device: bodies of the tests on the CPU and on a GPU.
-
-Needs torch and pytest only. A layout is a list of slices over rows and shared keys, at sizes in which tiles of 64 and
-128 begin, end and overlap in every way.
-"""
+"""What every backend of grouped attention must show, on any device: bodies of the tests on the CPU and on a GPU."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from grouped_samples import Run, hold_keys, hold_lse, hold_rows
+from grouped_layouts import Layout, Subject, Tensors, drawn, planned, run, run_backward, run_both
+from grouped_samples import hold_keys, hold_lse, hold_rows
 from naive_grouped import Entry, attend, dense_mask, gradients, hold_to_twice
 
-from refgrid_solutions.grouped_attention import GroupedAttnPlan, grouped_flash_attn_func, plan_grouped_attn
-
-FULL, CAUSAL = 0, 1
+from refgrid_solutions.grouped_attention import grouped_flash_attn_func
 
 
-class Layout(NamedTuple):
-    """Slices (q_start, q_end, k_start, k_end, mask_type) over so many rows and keys."""
-
-    entries: list[Entry]
-    total_q: int
-    total_k: int
-
-
-class Subject(NamedTuple):
-    """A backend in one setting."""
-
-    backend: str
-    device: str = "cpu"
-    dtype: torch.dtype = torch.bfloat16
-    heads: tuple[int, int] = (4, 2)
-    head_dim: int = 64
-
-
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def zigzag(lengths: Sequence[int], rank: int, world: int) -> Layout:
-    """What one rank of a zigzag ring attends to: of each sequence its early and its late chunk, over prefixes."""
-    entries: list[Entry] = []
-    row = start = 0
-    for length in lengths:
-        chunk = length // (2 * world)
-        for index in (rank, 2 * world - 1 - rank):
-            entries.append((row, row + chunk, start, start + (index + 1) * chunk, CAUSAL))
-            row += chunk
-        start += length
-    return Layout(entries, row, start)
-
-
-def layouts(unit: int) -> dict[str, Layout]:
-    """By name; sizes grow with the unit (8 or more), odd ones stay odd."""
-    n = unit
-    prefixes = [(i * n, (i + 1) * n, 0, (i + 1) * n + 3, CAUSAL) for i in range(16)]
-    scattered = [(i, i + 1, (7 * i) % (3 * n), (7 * i) % (3 * n) + i % 5 * n // 4, i % 2) for i in range(2 * n)]
-    return {
-        "one causal": Layout([(0, 9 * n + 1, 0, 9 * n + 1, CAUSAL)], 9 * n + 1, 9 * n + 1),
-        "one full": Layout([(0, 5 * n - 1, 0, 9 * n + 1, FULL)], 5 * n - 1, 9 * n + 1),
-        "zigzag": zigzag([16 * n], 1, 4),
-        "zigzag of two sequences": zigzag([8 * n, 16 * n], 0, 4),
-        "same keys": Layout([(i * n, (i + 1) * n, n, 7 * n + 5, CAUSAL) for i in range(4)], 4 * n, 8 * n),
-        "sixteen prefixes": Layout(prefixes, 16 * n, 16 * n + 3),
-        "both masks": Layout(
-            [(0, 3 * n, 0, 6 * n, FULL), (3 * n, 5 * n + 1, 2 * n, 8 * n, CAUSAL), (5 * n + 1, 7 * n, 0, n - 1, FULL)],
-            7 * n,
-            8 * n,
-        ),
-        "masks interleaved": Layout([(i * n, (i + 1) * n, i, 4 * n - i, i % 2) for i in range(5)], 5 * n, 4 * n),
-        "gaps": Layout(
-            [
-                (n, 2 * n + 1, n, 5 * n, CAUSAL),
-                (4 * n, 6 * n, 0, 3 * n + 1, CAUSAL),
-                (6 * n + 2, 7 * n, 0, 2 * n, FULL),
-            ],
-            8 * n,
-            6 * n,
-        ),
-        "more rows than keys": Layout(
-            [(0, 5 * n, 0, 2 * n + 1, CAUSAL), (5 * n, 6 * n, 3, 3, FULL), (6 * n, 8 * n, 0, 1, CAUSAL)], 8 * n, 4 * n
-        ),
-        "single tokens": Layout(scattered, 2 * n, 5 * n),
-        "1 beside 99": Layout([(0, n, 0, n, CAUSAL), (n, 40 * n, 0, 40 * n, CAUSAL)], 40 * n, 40 * n),
-        "out of order": Layout([(3 * n, 5 * n, 0, 5 * n, CAUSAL), (0, 3 * n, n, 3 * n, FULL)], 5 * n, 5 * n),
-        "nothing": Layout([(2, 2, 0, n, FULL), (3, n, 4, 4, CAUSAL)], n, n),
-    }
-
-
-def planned(
-    layout: Layout, subject: Subject, entries: Sequence[Entry] | None = None, **options: Any
-) -> GroupedAttnPlan:
-    """The plan of a layout, or of other entries over its rows and keys."""
-    entries = layout.entries if entries is None else entries
-    return plan_grouped_attn(
-        [entry[:2] for entry in entries],
-        [entry[2:4] for entry in entries],
-        [entry[4] for entry in entries],
-        total_q=layout.total_q,
-        total_k=layout.total_k,
-        num_heads_q=subject.heads[0],
-        num_heads_k=subject.heads[1],
-        head_dim=subject.head_dim,
-        dtype=subject.dtype,
-        device=subject.device,
-        **options,
-    )
-
-
-def drawn(layout: Layout, subject: Subject, seed: int = 0, spread: float = 1) -> Tensors:
-    """q, k and v, standard normal times spread."""
-    generator = torch.Generator(subject.device).manual_seed(seed)
-
-    def normal(rows: int, heads: int) -> torch.Tensor:
-        shape = (rows, heads, subject.head_dim)
-        values = torch.randn(shape, generator=generator, device=subject.device, dtype=torch.float32)
-        return (spread * values).to(subject.dtype)
-
-    q = normal(layout.total_q, subject.heads[0])
-    return q, normal(layout.total_k, subject.heads[1]), normal(layout.total_k, subject.heads[1])
-
-
-def run(told: Tensors, plan: GroupedAttnPlan, subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse, from tensors that are poisoned before they are written."""
-    with poisoned_memory():
-        return grouped_flash_attn_func(*told, plan, backend=subject.backend)
-
-
-def run_backward(told: Tensors, plan: GroupedAttnPlan, subject: Subject, dout: torch.Tensor) -> Tensors:
-    """dq, dk, dv."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in told]
-    with poisoned_memory():
-        out, _ = grouped_flash_attn_func(leaves[0], leaves[1], leaves[2], plan, backend=subject.backend)
-    dq, dk, dv = torch.autograd.grad(out, leaves, dout)
-    return dq, dk, dv
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """What is allocated meanwhile and not written holds NaN."""
-    was = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.utils.deterministic.fill_uninitialized_memory
-        assert torch.empty(1).isnan()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was)
-
-
-def check_precision(layout: Layout, subject: Subject, **options: Any) -> None:
+def check_precision(layout: Layout, subject: Subject, spread: float = 1, **options: Any) -> None:
     """out, lse, dq, dk and dv by the rule of twice the error, against float64."""
-    told = drawn(layout, subject)
+    told = drawn(layout, subject, spread=spread)
     plan, mask = planned(layout, subject, **options), dense_mask(layout.entries, *layout[1:], subject.device)
     dout, scale = torch.randn_like(told[0]), subject.head_dim**-0.5
     out, lse = run(told, plan, subject)
@@ -195,6 +57,18 @@ def check_visible_counts(layout: Layout, subject: Subject) -> None:
     values = v.double().repeat_interleave(subject.heads[0] // subject.heads[1], dim=1)
     mean = torch.einsum("nm,mhd->nhd", mask.double(), values) / counts.clamp(min=1)[:, None, None]
     assert (out.double() - mean).abs().max() <= 2 * torch.finfo(subject.dtype).eps * max(1, float(mean.abs().max()))
+
+
+def check_visible_counts_of_rows(layout: Layout, subject: Subject) -> None:
+    """As visible counts, for any length: the counts come from the bounds of the slices, and out is not looked at."""
+    q, k, v = drawn(layout, subject)
+    _, lse = run((torch.zeros_like(q), k, v), planned(layout, subject), subject)
+    counts = torch.zeros(layout.total_q, dtype=torch.long, device=subject.device)
+    for q_start, q_end, k_start, k_end, mask_type in layout.entries:
+        hidden = torch.arange(q_end - q_start - 1, -1, -1, device=subject.device) * mask_type
+        counts[q_start:q_end] = (k_end - k_start - hidden).clamp(min=0)
+
+    assert torch.equal(lse.double().exp().round().long(), counts.expand_as(lse))
 
 
 def check_needles(layout: Layout, subject: Subject) -> None:
@@ -349,16 +223,6 @@ def check_strides(layout: Layout, subject: Subject) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def run_both(layout: Layout, subject: Subject, spread: float = 1, **options: Any) -> Run:
-    """A forward and a backward pass of drawn tensors."""
-    told, plan = drawn(layout, subject, spread=spread), planned(layout, subject, **options)
-    leaves = [tensor.requires_grad_() for tensor in told]
-    out, lse = grouped_flash_attn_func(leaves[0], leaves[1], leaves[2], plan, backend=subject.backend)
-    dout = torch.randn_like(out)
-    found = torch.autograd.grad(out, leaves, dout)
-    return Run(layout.entries, *(tensor.detach() for tensor in (*leaves, dout, out, lse, *found)))
-
-
 def check_sampled_rows(layout: Layout, subject: Subject) -> None:
     """As precision, row by row."""
     hold_rows(run_both(layout, subject))
@@ -394,6 +258,7 @@ CHECKS: dict[str, Callable[[Layout, Subject], None]] = {
     "precision": check_precision,
     "rows without keys": check_rows_without_keys,
     "visible counts": check_visible_counts,
+    "visible counts of rows": check_visible_counts_of_rows,
     "needles": check_needles,
     "separate calls": check_separate_calls,
     "summed gradients": check_summed_gradients,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from naive_grouped import Entry, attend, gradients, hold_to_twice
+from naive_grouped import Entry, attend, hold_to_twice
 
 from refgrid_solutions.grouped_attention.ranges import Slice
 
@@ -72,11 +72,10 @@ def _double(run: Run) -> Run:
 def _row(run: Run, row: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """out and dq [heads, d] and lse [heads] of one row, in the tensors' dtype."""
     start, end = next(((piece.k_start, piece.k_start + seen) for piece, seen in _seen(run, row)), (0, 0))
-    told = run.q[row : row + 1], run.k[start:end], run.v[start:end]
-    mask = torch.ones(1, end - start, dtype=torch.bool, device=run.q.device)
-    out, lse = attend(*told, mask, run.q.shape[2] ** -0.5)
-    dq, _, _ = gradients(*told, mask, run.q.shape[2] ** -0.5, run.dout[row : row + 1])
-    return out[0], dq[0], lse[:, 0]
+    q, mask = run.q[row : row + 1].clone().requires_grad_(), torch.ones(1, end - start, dtype=torch.bool)
+    out, lse = attend(q, run.k[start:end], run.v[start:end], mask.to(q.device), q.shape[2] ** -0.5)
+    (dq,) = torch.autograd.grad(out, q, run.dout[row : row + 1])
+    return out[0].detach(), dq[0], lse[:, 0].detach()
 
 
 def _seen(run: Run, row: int) -> list[tuple[Slice, int]]:

@@ -5,28 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from grouped_checks import (
-    CHECKS,
-    FULL,
-    Layout,
-    Subject,
-    check_compiled,
-    drawn,
-    layouts,
-    planned,
-    run_backward,
-    zigzag,
-)
+from grouped_checks import CHECKS, check_compiled
+from grouped_layouts import FULL, Layout, Subject, drawn, layouts, planned, run_backward, zigzag
 from varlen_kernels import Calls, varlen_kernels
 
 from refgrid_solutions.grouped_attention import backends, grouped_flash_attn_func
 from refgrid_solutions.grouped_attention.backends import aten, fa3
 from refgrid_solutions.grouped_attention.predicted import CALLS, COPIES, faster_way, splits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYOUTS = layouts(8)
 WAYS = {"torch by copies": ("torch", COPIES), "torch by calls": ("torch", CALLS), "fa3": ("fa3", COPIES)}
@@ -69,6 +62,23 @@ def test_what_kernels_are_told(way: str, layout: str, check: str, monkeypatch: p
 @pytest.mark.parametrize("backend", ["reference", "torch", "fa3"])
 def test_every_backend_is_compiled(backend: str) -> None:
     check_compiled(LAYOUTS["both masks"], Subject(backend), "aot_eager")
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_plan_that_is_not_ready_breaks_a_graph_in_two_or_is_refused() -> None:
+    subject = Subject("torch")
+    plans = [planned(LAYOUTS["zigzag"], subject) for _ in range(2)]
+    told = drawn(LAYOUTS["zigzag"], subject)
+
+    def step(plan: Any) -> torch.Tensor:
+        return grouped_flash_attn_func(*told, plan, backend="torch")[0] * 2
+
+    found = torch.compile(step, backend="aot_eager")(plans[0])
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"call plan.prepare\(backend\) before"):
+        torch.compile(step, fullgraph=True, backend="aot_eager")(plans[1])
+
+    assert torch.equal(found, step(plans[0]))
 
 
 def launched(calls: Calls, layout: str, backend: str, **options: Any) -> list[str]:
@@ -162,6 +172,19 @@ def test_keys_are_split_where_one_tile_would_outlast_the_rest(
     assert splits(plan_of(layout, **options), 132) == expected
 
 
+def row_of(name: str) -> str:
+    row = backends.TABLE[name]
+    dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in row.dtypes)
+    head_dims = ", ".join(map(str, row.head_dims)) or "any"
+    return f"| `{name}` | {row.says} | {', '.join(row.devices) or 'any'} | {dtypes} | {head_dims} |"
+
+
+def test_the_readme_has_the_table_of_backends() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+
+    assert "\n".join(map(row_of, backends.TABLE)) in readme
+
+
 CPU = planned(LAYOUTS["zigzag"], Subject("reference"))
 
 
@@ -190,7 +213,8 @@ def test_a_backend_that_cannot_run_here_says_why(backend: str, words: str) -> No
 def test_what_a_row_excludes_is_named(changes: dict[str, Any], words: str) -> None:
     plan = planned(LAYOUTS["zigzag"], Subject("torch", **changes))
 
-    assert backends.refusal("torch", plan) == words
+    assert backends.reasons(plan)["torch"] == words
+    assert backends.reasons(plan)["reference"] == ""
 
 
 @pytest.mark.parametrize(
@@ -267,6 +291,9 @@ def test_a_plan_is_made_ready_before_a_graph_is_captured(monkeypatch: pytest.Mon
 def test_what_a_backend_needs_is_made_once() -> None:
     plan = planned(LAYOUTS["zigzag"], Subject("torch"))
 
-    assert plan.metadata("torch") is plan.metadata("torch")
+    host, *there = plan.metadata("torch")
+
+    assert plan.metadata("torch")[0] is host
+    assert len({part.untyped_storage().data_ptr() for part in there}) == 1  # one copy to the device
     assert plan.prepare("torch") == "torch"
     assert plan.prepare() == "reference"

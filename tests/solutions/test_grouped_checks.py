@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from grouped_checks import CHECKS, Layout, Subject, check_compiled, check_precision, layouts
+from grouped_checks import CHECKS, check_compiled, check_precision
+from grouped_layouts import Layout, Subject, layouts
 from grouped_samples import hold_lse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from naive_grouped import Entry, dense_mask, hold_to_twice, visible
 
 from refgrid_solutions.grouped_attention.backends import naive
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, Slice
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYOUTS = layouts(8)
 Fault = Callable[..., Any]
@@ -104,6 +107,7 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
     ),
     "gradients of unseen keys": ("rows without keys", "gaps", backward_fault(1, lambda dk, _: dk + 1e-3)),
     "one key more": ("visible counts", "zigzag", diagonal(lambda _: 1)),
+    "one key more in some row": ("visible counts of rows", "zigzag", diagonal(lambda _: 1)),
     "one key less": ("needles", "zigzag", diagonal(lambda _: -1)),
     "a needle too many": ("needles", "gaps", diagonal(lambda _: 1)),
     "groups that change each other": (

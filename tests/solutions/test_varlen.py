@@ -96,6 +96,8 @@ def test_what_is_not_written_is_named(argument: str, value: Any) -> None:
             "total_k = 14: k_offsets should say where each sequence begins in k",
         ),
         ({"k_offsets": [0]}, "k_offsets = [0] has 1 entries, but should have one a sequence: 2"),
+        ({"k_offsets": [0, 8.5]}, "k_offsets = [0, 8.5], but should be integers"),
+        ({"cu_seqlens_q_list": [[0, 2.0, 4], LATE[0]]}, "cu_seqlens_q_list[0] = [0, 2.0, 4], but should be integers"),
         ({"k_offsets": [0, 9]}, "k_ranges[3] = (9, 15) is out of bounds"),
         ({"cu_seqlens_q_list": [[1, 2, 4], LATE[0]]}, "cu_seqlens_q_list[0] = [1, 2, 4], but should begin with 0"),
         (

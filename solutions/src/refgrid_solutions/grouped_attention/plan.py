@@ -151,4 +151,4 @@ def _with_index(device: torch.device) -> torch.device:
 
 
 # Not part of a compiled graph: lists become tensors here, and libraries are imported.
-_uncompiled = torch.compiler.disable(_made_metadata)
+_uncompiled = torch.compiler.disable(_made_metadata, reason="call plan.prepare(backend) before this is compiled whole")

@@ -82,7 +82,7 @@ def slices_from(
 
 def check_size(name: str, value: object, *, smallest: int) -> None:
     """ValueError unless value is an integer from smallest to what int32 holds."""
-    number = _integer(value)
+    number = integer_or_none(value)
     if number is None or not smallest <= number <= LARGEST_TOTAL:
         raise ValueError(f"{name} = {value!r}, but should be an integer from {smallest} to {LARGEST_TOTAL}")
 
@@ -109,11 +109,7 @@ def rows_in_no_slice(slices: Sequence[Slice], total_q: int) -> Iterator[tuple[in
         yield end, total_q
 
 
-def _listed(entries: Any) -> list[Any]:
-    return list(entries.tolist() if hasattr(entries, "tolist") else entries)
-
-
-def _integer(value: Any) -> int | None:
+def integer_or_none(value: Any) -> int | None:
     """The value as an int; None if it is none, as 2.0 and True are not."""
     if isinstance(value, bool):
         return None
@@ -121,6 +117,10 @@ def _integer(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def _listed(entries: Any) -> list[Any]:
+    return list(entries.tolist() if hasattr(entries, "tolist") else entries)
 
 
 def _check_lengths(rows: list[Any], keys: list[Any], masks: list[Any]) -> None:
@@ -132,7 +132,7 @@ def _check_lengths(rows: list[Any], keys: list[Any], masks: list[Any]) -> None:
 
 
 def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tuple[int, int]:
-    bounds = [_integer(value) for value in entry] if hasattr(entry, "__len__") else []
+    bounds = [integer_or_none(value) for value in entry] if hasattr(entry, "__len__") else []
     legal = f"should be (start, end) with 0 <= start <= end <= {total_name} = {total}"
     if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
         raise ValueError(f"{name}[{index}] = {entry!r} is no pair of integers: {legal}")
@@ -144,7 +144,7 @@ def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tup
 
 
 def _mask(index: int, entry: Any) -> int:
-    number = _integer(entry)
+    number = integer_or_none(entry)
     if number not in MASKS:
         legal = " or ".join(f"{value} ({name})" for value, name in MASKS.items())
         raise ValueError(f"mask_types[{index}] = {entry!r}, but should be {legal}")

@@ -10,7 +10,7 @@ import torch
 
 from refgrid_solutions.grouped_attention.interface import grouped_flash_attn_func
 from refgrid_solutions.grouped_attention.plan import plan_grouped_attn
-from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL
+from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, integer_or_none
 
 Ranges = list[tuple[int, int]]
 
@@ -48,8 +48,9 @@ def grouped_flash_attn_varlen_func(
     check_options(dropout_p=dropout_p, window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes)
     if not q_list:
         raise ValueError("q_list is empty, but should hold a tensor for each group")
-    rows, keys = varlen_groups(cu_seqlens_q_list, cu_seqlens_k_list, k_offsets, total_k=len(k))
-    _check_rows(q_list, cu_seqlens_q_list)
+    offsets = [_offsets("cu_seqlens_q_list", group, told) for group, told in enumerate(cu_seqlens_q_list)]
+    rows, keys = varlen_groups(offsets, cu_seqlens_k_list, k_offsets, total_k=len(k))
+    _check_rows(q_list, offsets)
     _check_longest("max_seqlen_q_list", max_seqlen_q_list, rows, len(q_list))
     _check_longest("max_seqlen_k_list", max_seqlen_k_list, keys, len(q_list))
     q = torch.cat(list(q_list)) if len(q_list) > 1 else q_list[0]
@@ -110,10 +111,18 @@ def check_options(
 
 
 def _offsets(name: str, group: int, told: Any) -> list[int]:
-    offsets = [int(offset) for offset in (told.tolist() if hasattr(told, "tolist") else told)]
+    offsets = _integers(f"{name}[{group}]", told)
     if not offsets or offsets[0] != 0 or any(one > other for one, other in pairwise(offsets)):
         raise ValueError(f"{name}[{group}] = {offsets}, but should begin with 0 and never fall")
     return offsets
+
+
+def _integers(name: str, told: Any) -> list[int]:
+    values = list(told.tolist() if hasattr(told, "tolist") else told)
+    numbers = [number for number in map(integer_or_none, values) if number is not None]
+    if len(numbers) != len(values):
+        raise ValueError(f"{name} = {values}, but should be integers")
+    return numbers
 
 
 def _check_numbers(rows: Sequence[list[int]], keys: Sequence[list[int]]) -> None:
@@ -141,7 +150,7 @@ def _starts(lengths: Sequence[Sequence[int]], total_k: int | None) -> list[int]:
 
 
 def _told(k_offsets: Any, count: int) -> list[int]:
-    starts = [int(start) for start in (k_offsets.tolist() if hasattr(k_offsets, "tolist") else k_offsets)]
+    starts = _integers("k_offsets", k_offsets)
     if len(starts) != count:
         raise ValueError(f"k_offsets = {starts} has {len(starts)} entries, but should have one a sequence: {count}")
     return starts
@@ -151,10 +160,8 @@ def _check_rows(q_list: Sequence[torch.Tensor], cu_seqlens_q_list: Sequence[Sequ
     if len(q_list) != len(cu_seqlens_q_list):
         raise ValueError(f"q_list has {len(q_list)} groups, but cu_seqlens_q_list has {len(cu_seqlens_q_list)}")
     for group, (q, offsets) in enumerate(zip(q_list, cu_seqlens_q_list, strict=True)):
-        if len(q) != int(offsets[-1]):
-            raise ValueError(
-                f"q_list[{group}] has {len(q)} rows, but cu_seqlens_q_list[{group}] ends at {int(offsets[-1])}"
-            )
+        if len(q) != offsets[-1]:
+            raise ValueError(f"q_list[{group}] has {len(q)} rows, but cu_seqlens_q_list[{group}] ends at {offsets[-1]}")
         for what, value, should in (("dtype", q.dtype, q_list[0].dtype), ("device", q.device, q_list[0].device)):
             if value != should:
                 raise ValueError(f"q_list[{group}].{what} = {value}, but should be {should}, as of q_list[0]")

@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -87,12 +88,16 @@ def choose(plan: GroupedAttnPlan) -> str:
     """The first of the table that can run the plan; on a CPU always the reference."""
     if plan.device.type == "cpu" and not refusal("reference", plan):
         return "reference"
-    reasons = {}
     for name in TABLE:
-        if not (reason := refusal(name, plan)):
+        if not refusal(name, plan):
             return name
-        reasons[name] = reason
-    raise ValueError("no backend can run this: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons(plan).items())
+    raise ValueError(f"no backend can run this: {told}")
+
+
+def reasons(plan: GroupedAttnPlan) -> dict[str, str]:
+    """Of every backend, why it cannot run the plan; empty where it can."""
+    return {name: refusal(name, plan) for name in TABLE}
 
 
 def load(name: str) -> Backend:
@@ -108,8 +113,13 @@ def _out_of_reach(row: Row) -> str:
     """What is not installed here. A library that is installed and breaks is an error, not a reason."""
     if not row.module:
         return "it is not written yet"
-    missing = [name for name in (*row.needs, f"{__name__}.{row.module}") if importlib.util.find_spec(name) is None]
+    missing = [name for name in (*row.needs, f"{__name__}.{row.module}") if not _is_installed(name)]
     return f"{', '.join(missing)} is not installed" if missing else ""
+
+
+@cache
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def _out_of_range(row: Row, plan: GroupedAttnPlan) -> str:

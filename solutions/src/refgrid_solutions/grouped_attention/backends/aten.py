@@ -174,8 +174,11 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     if not wanted or (was and not only_warned):
         yield
         return
+    memory = torch.utils.deterministic
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # the kernel writes all of it
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=only_warned)
+        memory.fill_uninitialized_memory = filled

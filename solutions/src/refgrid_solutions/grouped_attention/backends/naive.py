@@ -26,7 +26,7 @@ def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:  # noqa: ARG001 -
 
 
 class _Block(NamedTuple):
-    """Rows and keys of one block: q [h, g, n, d], k and v [h, 1, m, d]; hidden [n, m], or None where all is visible."""
+    """Which rows and keys; hidden [rows, keys], or None where all is visible."""
 
     rows: slice
     keys: slice
@@ -79,13 +79,12 @@ def backward(
 def _softmax(
     q: torch.Tensor, k: torch.Tensor, block: _Block, plan: GroupedAttnPlan, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [h, g, n, m] and log-sum-exp [h, g, n] of a block."""
+    """Weights [h, g, n, m] and log-sum-exp [h, g, n] of a block, in which every row sees a key."""
     wide = _wide(q.dtype)
     scores = scale * (_grouped(q, block.rows, plan, wide) @ _per_head(k, block.keys, wide).mT)
     if block.hidden is not None:
         scores.masked_fill_(block.hidden, -math.inf)
-    lse = scores.logsumexp(-1)
-    return (scores - lse[..., None]).exp(), lse
+    return scores.softmax(-1), scores.logsumexp(-1)
 
 
 def _blocks(plan: GroupedAttnPlan) -> Iterator[_Block]:
