@@ -182,7 +182,10 @@ def test_the_noxfile_imports_neither_member_nor_torch() -> None:
 
 @pytest.mark.parametrize("folder", ["tests", "ci"])
 def test_folders_with_common_names_are_no_packages(folder: str) -> None:
-    assert not list((ROOT / folder).rglob("__init__.py"))
+    """Below them only what has a name of its own may be one."""
+    found = {file.parent.name for file in (ROOT / folder).rglob("__init__.py")}
+
+    assert found <= {"grouped_bench"}
 
 
 @pytest.mark.parametrize(

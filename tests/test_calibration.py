@@ -15,17 +15,14 @@ from refgrid.calibration.broken import ADVICE, broken
 from refgrid.calibration.chosen import choose, lightened
 from refgrid.calibration.derive import Row, derived, failures, rounded_up
 from refgrid.calibration.evidence import comparisons, contradicted, green_under, seen, tightened
-from refgrid.calibration.measure import Measurer
 from refgrid.calibration.report import report
 from refgrid.calibration.rounding import FLOAT64, FORMULA, REFERENCE, UNIT
 from refgrid.calibration.table import measurements, rows
 from refgrid.cli import main
-from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet, load_dataset
 from refgrid.proving.tolerance import CALIBRATED, Tolerance, calibrated, looser, tolerance_for, uncalibrated
 from refgrid.records.record import Run, read_runs
 from refgrid.sources import Sources
-from refgrid_groundtruth import Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -273,27 +270,3 @@ def test_the_command_fails_where_a_source_broke_and_has_written_all(
     assert ("broken: " in done.output) is bool(told)
     assert json.loads((tmp_path / "calibration/here.json").read_text()) == found
     assert (tmp_path / "tolerance.json").is_file() is derive
-
-
-def test_what_breaks_is_told_with_its_seed_and_what_is_not_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    measurer = Measurer(load_dataset(ROOT), Sources(), "cpu")
-    case = Case("rmsnorm_h128", "rmsnorm", "rmsnorm", "b4", "shape")
-    found = measurer._bench.truth
-
-    def truth(laid: Any, case: Case, source: str) -> Any:
-        if source == "torch":
-            raise RuntimeError("no kernel image")
-        if source == "transformers":
-            raise Unavailable("missing", "transformers is not installed")
-        return found(laid, case, source)
-
-    monkeypatch.setattr(measurer._bench, "truth", truth)
-    measurer.measure(case, range(3))
-
-    told = [place for place in measurer.absent if place.startswith(("torch", "transformers"))]
-    assert sorted(told) == [
-        f"torch, {case.name}",
-        f"torch, {case.name}-seed1",
-        f"torch, {case.name}-seed2",
-        f"transformers, {case.name}",
-    ]
