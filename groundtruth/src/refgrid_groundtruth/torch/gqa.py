@@ -7,10 +7,14 @@ On a CPU `aten::_scaled_dot_product_flash_attention_for_cpu`, on CUDA `aten::_fl
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from refgrid_groundtruth.paged import Tile, kv_lengths, sees_no_key, tiles, used_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def gqa_paged_decode(
@@ -100,29 +104,29 @@ def _attend_on_cpu(
     sm_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """-> output, lse in base e, and 0, which the operator writes for the lse of a fully masked row; its output is 0."""
-    output, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
-    for tile in tiles(q, k, v, qo_indptr, kv_len):
-        output[tile.rows], lse[tile.rows] = attend_tile(tile, sm_scale)
-    return output, lse, 0.0
+    return *attend_tiles(q, tiles(q, k, v, qo_indptr, kv_len), sm_scale), 0.0
 
 
-def attend_tile(tile: Tile, sm_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> output and lse in base e of a tile's rows on a CPU; a row that is fully masked has 0 for both.
+def attend_tiles(q: torch.Tensor, pieces: Iterable[Tile], sm_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> output as q and lse in base e on a CPU, written in the tiles' rows only; 0 and 0 for a row fully masked.
 
     The operator's is_causal is left-aligned, so the right-aligned mask is added. Heads are laid out as [num_kv_heads,
     group], the keys repeated by a stride of 0.
     """
-    heads = tile.k.shape[1]
-    grouped = tile.q.reshape(len(tile.q), heads, -1, tile.q.shape[2]).permute(1, 2, 0, 3)
-    keys, values, mask = _with_a_key(tile.k, tile.v, tile.mask)
-    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001 - no public one gives lse
-        grouped,
-        keys.transpose(0, 1)[:, None].expand(-1, grouped.shape[1], -1, -1),
-        values.transpose(0, 1)[:, None].expand(-1, grouped.shape[1], -1, -1),
-        attn_mask=mask,
-        scale=sm_scale,
-    )
-    return out.permute(2, 0, 1, 3).flatten(1, 2), log_sum.permute(2, 0, 1).flatten(1, 2)
+    output, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+    for tile in pieces:
+        grouped = tile.q.reshape(len(tile.q), tile.k.shape[1], -1, q.shape[2]).permute(1, 2, 0, 3)
+        keys, values, mask = _with_a_key(tile.k, tile.v, tile.mask)
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001 - no public one gives lse
+            grouped,
+            keys.transpose(0, 1)[:, None].expand(-1, grouped.shape[1], -1, -1),
+            values.transpose(0, 1)[:, None].expand(-1, grouped.shape[1], -1, -1),
+            attn_mask=mask,
+            scale=sm_scale,
+        )
+        output[tile.rows] = out.permute(2, 0, 1, 3).flatten(1, 2)
+        lse[tile.rows] = log_sum.permute(2, 0, 1).flatten(1, 2)
+    return output, lse
 
 
 def _with_a_key(

@@ -10,7 +10,7 @@ import math
 import torch
 
 from refgrid_groundtruth.grouped import Slice, sees_no_key, slices, tiles
-from refgrid_groundtruth.torch.gqa import attend_on_cuda, attend_tile
+from refgrid_groundtruth.torch.gqa import attend_on_cuda, attend_tiles
 
 
 def gqa_grouped(
@@ -42,11 +42,12 @@ def _on_cpu(
     output: torch.Tensor,
     lse: torch.Tensor,
 ) -> None:
-    """Into output, and into lse in base e; a query without keys has a marker of 0 there, see `attend_tile`."""
-    for tile in tiles(q, k, v, pieces):
-        output[tile.rows], found = attend_tile(tile, sm_scale)
-        no_key = tile.mask.isneginf().all(dim=1, keepdim=True) & (found == 0)
-        lse[tile.rows] = torch.where(no_key, -math.inf, found)
+    """Into output, and into lse in base e; a query without keys has a marker of 0 there, see `attend_tiles`."""
+    own = list(tiles(q, k, v, pieces))
+    out, log = attend_tiles(q, own, sm_scale)
+    for tile in own:
+        no_key = tile.mask.isneginf().all(dim=1, keepdim=True) & (log[tile.rows] == 0)
+        output[tile.rows], lse[tile.rows] = out[tile.rows], torch.where(no_key, -math.inf, log[tile.rows])
 
 
 def _on_cuda(
