@@ -30,7 +30,8 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 ENVIRONMENTS = {entry["name"]: entry for entry in nox.project.load_toml(ROOT / "ci/environments.toml")["environment"]}
 VENVS = {name: entry for name, entry in ENVIRONMENTS.items() if entry["kind"] == "venv"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth", "--editable=solutions"]
+SOURCES = ["--editable=groundtruth", "--editable=solutions"]  # who brings sources: the plan names them all
+MEMBERS = ["--editable=.", "--editable=references", *SOURCES]
 
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
 NEEDS_TORCH = (
@@ -79,7 +80,7 @@ def tests(session: nox.Session) -> None:
 def instrument(session: nox.Session) -> None:
     """Test the part of the instrument that starts without torch, on every supported Python."""
     _sync(session, "--group=test")
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("pytest", *_torch_free_tests(session), *session.posargs)
 
 
@@ -94,7 +95,7 @@ def mutants(session: nox.Session) -> None:
 def matrix(session: nox.Session) -> None:
     """Run what this machine can and has not run, then print the matrix; fails if it is red or nothing was proven."""
     _sync(session)
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("refgrid", "run", f"--nox={sys.executable}", *session.posargs, interrupt_timeout=ACCOUNTING_TIME)
 
 
@@ -102,7 +103,7 @@ def matrix(session: nox.Session) -> None:
 def ci(session: nox.Session) -> None:
     """Plan the jobs of a workflow, or merge their records: `-- plan ...`, `-- merge ...`; needs no torch."""
     _sync(session)
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("refgrid", "ci", *session.posargs)
 
 
@@ -118,7 +119,7 @@ def render(session: nox.Session) -> None:
 def plan(session: nox.Session) -> None:
     """Count the cases that a run owes; needs no torch."""
     _sync(session)
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("refgrid", "plan", *session.posargs)
 
 
@@ -322,7 +323,7 @@ def _record(session: nox.Session, name: str, verdict: str, reason: Path) -> None
     where = {"UV_PROJECT_ENVIRONMENT": str(Path(session.cache_dir, "record").absolute())}
     session.run_install("uv", "sync", "--locked", "--no-default-groups", env=where)
     light = f"--python={where['UV_PROJECT_ENVIRONMENT']}"
-    session.run_install("uv", "pip", "install", "--quiet", light, "--no-deps", "--editable=groundtruth")
+    session.run_install("uv", "pip", "install", "--quiet", light, "--no-deps", *SOURCES)
     told = ["--environment", name, "--verdict", verdict, "--reason-file", str(reason)]
     # 1 = red cases: the record was written, which is what was asked for here.
     command = ["uv", "run", "--no-sync", "refgrid", "record-failure", *told, "--", *_arguments(session, name)]

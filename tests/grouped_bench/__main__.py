@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import click
+
 from grouped_bench.report import markdown, plot, read, write_csv
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -50,6 +51,7 @@ def _names(pattern: str) -> list[str]:
 
 def _measure(pattern: str, backends: list[str], rounds: int, device: str, file: Path) -> None:
     import torch
+
     from grouped_bench.measure import measure
     from grouped_bench.shapes import shapes
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+
 from grouped_bench.parallel import parallel_ways
 from grouped_bench.report import Row, read
 from grouped_bench.shapes import Shape
 from grouped_bench.timing import Times, in_turns, replayed
 from grouped_bench.ways import Call, backward_ways, forward_ways, problem
-from rich.console import Console
 
 _PASSES: dict[str, Callable[..., tuple[dict[str, Call], dict[str, str]]]] = {
     "forward": forward_ways,

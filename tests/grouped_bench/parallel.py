@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 from emulated_ranks import LoneExchange
-from grouped_bench.ways import Call, Problem, demand_equal
 from zigzag_origin import Setting, origin_attention
 
+from grouped_bench.ways import Call, Problem, demand_equal
 from refgrid_solutions.grouped_attention import zigzag_llama3_flash_attn_varlen_func
 from refgrid_solutions.grouped_attention.backends import refusal
 

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from grouped_bench.shapes import HEAD_DIM, Piece, Shape
 
+from grouped_bench.shapes import HEAD_DIM, Piece, Shape
 from refgrid_solutions.grouped_attention import CAUSAL, GroupedAttnPlan, grouped_flash_attn_func, plan_grouped_attn
 from refgrid_solutions.grouped_attention.backends import refusal
 
