@@ -30,7 +30,8 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 ENVIRONMENTS = {entry["name"]: entry for entry in nox.project.load_toml(ROOT / "ci/environments.toml")["environment"]}
 VENVS = {name: entry for name, entry in ENVIRONMENTS.items() if entry["kind"] == "venv"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-MEMBERS = ["--editable=.", "--editable=references", "--editable=groundtruth", "--editable=solutions"]
+SOURCES = ["--editable=groundtruth", "--editable=solutions"]  # who brings sources: the plan names them all
+MEMBERS = ["--editable=.", "--editable=references", *SOURCES]
 
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
 NEEDS_TORCH = (
@@ -46,7 +47,7 @@ OWN_PLUGINS = ["-p", "xdist.plugin", "-p", "refgrid.plugin"]
 ACCOUNTING_TIME = 60
 
 # In place of what goes to pytest: compile ahead, and run no case. Before it: run the cases over fresh seeds.
-WARM, SOAK = "--warm", "--soak"
+WARM, SOAK, BENCH = "--warm", "--soak", "--bench"
 
 # PyPI's build of torch for Linux brings the CUDA libraries along; what that costs is said before it happens.
 PYPI_TORCH_SIZE = "about 2.7 GB"
@@ -79,7 +80,7 @@ def tests(session: nox.Session) -> None:
 def instrument(session: nox.Session) -> None:
     """Test the part of the instrument that starts without torch, on every supported Python."""
     _sync(session, "--group=test")
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("pytest", *_torch_free_tests(session), *session.posargs)
 
 
@@ -94,7 +95,7 @@ def mutants(session: nox.Session) -> None:
 def matrix(session: nox.Session) -> None:
     """Run what this machine can and has not run, then print the matrix; fails if it is red or nothing was proven."""
     _sync(session)
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("refgrid", "run", f"--nox={sys.executable}", *session.posargs, interrupt_timeout=ACCOUNTING_TIME)
 
 
@@ -102,7 +103,7 @@ def matrix(session: nox.Session) -> None:
 def ci(session: nox.Session) -> None:
     """Plan the jobs of a workflow, or merge their records: `-- plan ...`, `-- merge ...`; needs no torch."""
     _sync(session)
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("refgrid", "ci", *session.posargs)
 
 
@@ -118,7 +119,7 @@ def render(session: nox.Session) -> None:
 def plan(session: nox.Session) -> None:
     """Count the cases that a run owes; needs no torch."""
     _sync(session)
-    session.install("--no-deps", "--editable=groundtruth")
+    session.install("--no-deps", *SOURCES)
     session.run("refgrid", "plan", *session.posargs)
 
 
@@ -177,6 +178,19 @@ def soak(session: nox.Session) -> None:
     session.notify(f"tests-{name}", posargs=[SOAK, *options])
 
 
+@nox.session(name="bench-grouped", default=False)
+def bench_grouped(session: nox.Session) -> None:
+    """Time grouped attention beside what it replaces: `-- NAME [--shapes ...]`; then `-- --render`: tables and plot."""
+    name, *options = session.posargs or [""]
+    if name == "--render":
+        _sync(session, "--group=bench")
+        session.run("python", "-m", "grouped_bench", name, *options, env={"PYTHONPATH": "tests"})
+    elif name not in ENVIRONMENTS:
+        session.error(f"no environment is called {name!r}; legal values: --render, {', '.join(ENVIRONMENTS)}")
+    else:
+        session.notify(f"tests-{name}", posargs=[BENCH, *options])  # whose virtual environment it is
+
+
 def _tests_session(name: str) -> None:
     """Declare `tests-<name>`."""
     entry = ENVIRONMENTS[name]
@@ -185,6 +199,8 @@ def _tests_session(name: str) -> None:
     def prove(session: nox.Session) -> None:
         if session.posargs[:1] == [WARM]:
             _warm(session, name)
+        elif session.posargs[:1] == [BENCH]:
+            _bench_grouped(session, name)
         elif session.posargs[:1] == [SOAK] and not overlay:
             _soak(session, name)
         else:
@@ -237,13 +253,23 @@ def _soak(session: nox.Session, name: str) -> None:
     session.run("refgrid", *asked, env=alone, interrupt_timeout=ACCOUNTING_TIME)
 
 
+def _bench_grouped(session: nox.Session, name: str) -> None:
+    """Where the kernels are that it times; both ways with the modules that tests share."""
+    shared = {"PYTHONPATH": str(ROOT / "tests")}
+    if ENVIRONMENTS[name]["kind"] == "overlay":
+        _run_overlay(session, name, "grouped_bench", *session.posargs[1:], env=shared)
+        return
+    _install(session, name)
+    session.run("python", "-m", "grouped_bench", *session.posargs[1:], env={**shared, **_caches(session, name)})
+
+
 def _prove_overlay(session: nox.Session, name: str) -> None:
     """The product, or its soak, over the machine's own torch."""
     program = ["refgrid", "run-soak"] if SOAK in session.posargs else ["pytest"]
     _run_overlay(session, name, *program, *OWN_PLUGINS, *_arguments(session, name))
 
 
-def _run_overlay(session: nox.Session, name: str, *module: str) -> None:
+def _run_overlay(session: nox.Session, name: str, *module: str, env: dict[str, str] | None = None) -> None:
     """Run a module over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
@@ -252,7 +278,7 @@ def _run_overlay(session: nox.Session, name: str, *module: str) -> None:
     laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
     session.run(*overlay, "lay", *laid, external=True)
     run = [*overlay, "run", f"--target={site}", "--checkout=.", "--", "python3", "-m", *module]
-    session.run(*run, external=True, interrupt_timeout=ACCOUNTING_TIME)
+    session.run(*run, external=True, env=env, interrupt_timeout=ACCOUNTING_TIME)
 
 
 def _prove_venv(session: nox.Session, name: str) -> None:
@@ -297,7 +323,7 @@ def _record(session: nox.Session, name: str, verdict: str, reason: Path) -> None
     where = {"UV_PROJECT_ENVIRONMENT": str(Path(session.cache_dir, "record").absolute())}
     session.run_install("uv", "sync", "--locked", "--no-default-groups", env=where)
     light = f"--python={where['UV_PROJECT_ENVIRONMENT']}"
-    session.run_install("uv", "pip", "install", "--quiet", light, "--no-deps", "--editable=groundtruth")
+    session.run_install("uv", "pip", "install", "--quiet", light, "--no-deps", *SOURCES)
     told = ["--environment", name, "--verdict", verdict, "--reason-file", str(reason)]
     # 1 = red cases: the record was written, which is what was asked for here.
     command = ["uv", "run", "--no-sync", "refgrid", "record-failure", *told, "--", *_arguments(session, name)]

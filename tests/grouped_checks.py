@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from grouped_layouts import Layout, Subject, Tensors, drawn, planned, run, run_backward, run_both
+from grouped_layouts import Layout, Subject, Tensors, drawn, drawn_like, planned, run, run_backward, run_both
 from grouped_samples import hold_keys, hold_lse, hold_rows
 from naive_grouped import Entry, attend, dense_mask, gradients, hold_to_twice
 
@@ -18,7 +18,7 @@ def check_precision(layout: Layout, subject: Subject, spread: float = 1, **optio
     """out, lse, dq, dk and dv by the rule of twice the error, against float64."""
     told = drawn(layout, subject, spread=spread)
     plan, mask = planned(layout, subject, **options), dense_mask(layout.entries, *layout[1:], subject.device)
-    dout, scale = torch.randn_like(told[0]), subject.head_dim**-0.5
+    dout, scale = drawn_like(told[0]), subject.head_dim**-0.5
     out, lse = run(told, plan, subject)
     found = {"out": out, **dict(zip(("dq", "dk", "dv"), run_backward(told, plan, subject, dout), strict=True))}
 
@@ -37,7 +37,7 @@ def check_rows_without_keys(layout: Layout, subject: Subject) -> None:
     mask = dense_mask(layout.entries, *layout[1:], subject.device)
     blind, unseen = ~mask.any(1), ~mask.any(0)
     out, lse = run(told, plan, subject)
-    dq, dk, dv = run_backward(told, plan, subject, torch.randn_like(out))
+    dq, dk, dv = run_backward(told, plan, subject, drawn_like(out))
 
     assert not out[blind].any()
     assert torch.equal(lse.isneginf(), blind.expand_as(lse))
@@ -116,7 +116,7 @@ def check_separate_calls(layout: Layout, subject: Subject) -> None:
 def check_summed_gradients(layout: Layout, subject: Subject) -> None:
     """dk and dv are the sums of those of calls for each slice, to a rounding of each."""
     told = drawn(layout, subject)
-    dout = torch.randn_like(told[0])
+    dout = drawn_like(told[0])
     _, dk, dv = run_backward(told, planned(layout, subject), subject, dout)
     sums = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in (dk, dv)]
     sizes = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in (dk, dv)]
@@ -160,7 +160,7 @@ def _moved(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
 def check_split_slices(layout: Layout, subject: Subject) -> None:
     """Each slice cut in two gives what the whole gives, to a rounding."""
     told = drawn(layout, subject)
-    dout = torch.randn_like(told[0])
+    dout = drawn_like(told[0])
     halves = [half for entry in layout.entries for half in _halves(entry)]
     whole, cut = planned(layout, subject), planned(layout, subject, halves)
     expected, found = run(told, whole, subject), run(told, cut, subject)
@@ -181,7 +181,7 @@ def _halves(entry: Entry) -> list[Entry]:
 def check_poisoned_keys(layout: Layout, subject: Subject) -> None:
     """What the keys in no range hold changes no bit."""
     told, plan = drawn(layout, subject), planned(layout, subject, deterministic=True)
-    dout = torch.randn_like(told[0])
+    dout = drawn_like(told[0])
     in_ranges = torch.zeros(layout.total_k, dtype=torch.bool, device=subject.device)
     for entry in layout.entries:
         in_ranges[entry[2] : entry[3]] = True
@@ -200,7 +200,7 @@ def check_poisoned_keys(layout: Layout, subject: Subject) -> None:
 def check_deterministic(layout: Layout, subject: Subject) -> None:
     """A plan that is told so gives gradients of the same bits twice."""
     told, plan = drawn(layout, subject), planned(layout, subject, deterministic=True)
-    dout = torch.randn_like(told[0])
+    dout = drawn_like(told[0])
     once, again = (run_backward(told, plan, subject, dout) for _ in range(2))
 
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
@@ -243,7 +243,7 @@ def check_compiled(layout: Layout, subject: Subject, compiler: str) -> None:
 
     leaves = [tensor.requires_grad_() for tensor in drawn(layout, subject)]
     expected, found = step(*leaves), torch.compile(step, fullgraph=True, backend=compiler)(*leaves)
-    dout = torch.randn_like(expected[0])
+    dout = drawn_like(expected[0])
 
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     pairs = (torch.autograd.grad(pair[0], leaves, dout) for pair in (found, expected))

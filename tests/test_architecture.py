@@ -182,7 +182,10 @@ def test_the_noxfile_imports_neither_member_nor_torch() -> None:
 
 @pytest.mark.parametrize("folder", ["tests", "ci"])
 def test_folders_with_common_names_are_no_packages(folder: str) -> None:
-    assert not list((ROOT / folder).rglob("__init__.py"))
+    """Below them only what has a name of its own may be one."""
+    found = {file.parent.name for file in (ROOT / folder).rglob("__init__.py")}
+
+    assert found <= {"grouped_bench"}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +206,24 @@ def test_the_torch_rule_sees_the_top_level_and_skips_type_checking() -> None:
 
     assert "torch" not in set(imports(lazy, top_level_only=True))
     assert "torch" in set(imports("import torch", top_level_only=True))
+
+
+def unexplained(source: str) -> list[str]:
+    """The lines on which a type is ignored without a reason beside it."""
+    return [line for line in source.splitlines() if re.search(r"# type: ignore(?!\[[^]]+\]  # \w)", line)]
+
+
+@pytest.mark.parametrize("folder", ["src", "references/src", "groundtruth/src"])
+def test_an_ignored_type_has_its_reason_beside_it(folder: str) -> None:
+    found = {str(file): lines for file in _files(folder) if (lines := unexplained(file.read_text()))}
+
+    assert found == {}
+
+
+def test_the_rule_of_ignored_types_sees_the_bare_ones() -> None:
+    bare, without_code = "a = b()  # type: ignore[index]", "a = b()  # type: ignore  # why"
+
+    assert unexplained(f"{bare}\n{bare}  # b has no types\n{without_code}") == [bare, without_code]
 
 
 def test_what_the_instrument_session_runs_needs_no_torch() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from refgrid.calibration.broken import ADVICE, broken
 from refgrid.calibration.chosen import choose, lightened
 from refgrid.calibration.derive import Row, derived, failures, rounded_up
 from refgrid.calibration.evidence import comparisons, contradicted, green_under, seen, tightened
@@ -201,3 +202,71 @@ def test_a_table_is_not_derived_from_nothing(tmp_path: Path) -> None:
 
     assert done.exit_code == 2
     assert "holds no measurement" in done.output
+
+
+MISSING = "missing: lib is not installed (lib)"
+REFUSED = "unsupported: sequence 0 sees no key"
+RED = "error: RuntimeError: no kernel image is available"
+BROKE = f"broken: lib, some_op (here): gave nothing in 1 draw, such as some_op_h4-b1-shape: {RED}"
+
+
+def test_a_source_that_broke_is_named_with_its_op_how_often_and_why() -> None:
+    told = measured(reference=(0, 0))
+    told["absent"] = {
+        "lib, some_op_h4-b1-shape": RED,
+        "lib, some_op_h4-b1-shape-seed3": "oom: out of memory",
+        "other, some_op_h4-b1-shape": "hang: took 300 s",
+        "third, some_op_h4-b1-shape": MISSING,
+    }
+
+    assert broken(told) == [
+        f"lib, some_op (here): gave nothing in 2 draws, such as some_op_h4-b1-shape: {RED}",
+        "other, some_op (here): gave nothing in 1 draw, such as some_op_h4-b1-shape: hang: took 300 s",
+    ]
+
+
+def test_the_op_of_what_broke_is_the_longest_that_begins_its_definition() -> None:
+    told = measured(reference=(0, 0))
+    told["measured"] += [{"op": "some_op_fused"}, {"op": "some"}]
+    told["absent"] = {"lib, some_op_fused_h4-b1-shape": RED}
+
+    (line,) = broken(told)
+
+    assert line.startswith("lib, some_op_fused (here): ")
+
+
+def test_nothing_broke_in_the_committed_measurements() -> None:
+    found = measurements(ROOT / "results/calibration")
+
+    assert any(each["absent"] for each in found)
+    assert [broken(each) for each in found] == [[] for _ in found]
+
+
+@pytest.mark.parametrize(
+    ("absent", "exit_code", "told"),
+    [
+        pytest.param({"lib, some_op_h4-b1-shape": RED}, 1, f"{BROKE}\n{ADVICE}\n", id="broken"),
+        pytest.param({"lib, some_op_h4-b1-shape": MISSING, "lib, some_op_h4-b2-shape": REFUSED}, 0, "", id="absent"),
+    ],
+)
+@pytest.mark.parametrize("derive", [True, False], ids=["derived", "measured"])
+def test_the_command_fails_where_a_source_broke_and_has_written_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: dict[str, str], exit_code: int, told: str, *, derive: bool
+) -> None:
+    found = {**measured(reference=(0, 0)), "absent": absent}
+    monkeypatch.setattr("refgrid.calibration.run.measured", lambda *_: iter(["some_op", found]))
+    monkeypatch.setattr("refgrid.proving.tolerance.CALIBRATED", tmp_path / "tolerance.json")
+    options = [
+        f"--dataset={ROOT}",
+        "--environment=here",
+        f"--results={tmp_path}",
+        "--derive" if derive else "--no-derive",
+    ]
+
+    done = CliRunner().invoke(main, ["calibrate", *options])
+
+    assert done.exit_code == exit_code, done.output
+    assert done.output.endswith(told)
+    assert ("broken: " in done.output) is bool(told)
+    assert json.loads((tmp_path / "calibration/here.json").read_text()) == found
+    assert (tmp_path / "tolerance.json").is_file() is derive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from test_record import CASES, header
 from refgrid.records import digest
 from refgrid.records.digest import read_digested, without_collection
 from refgrid.records.ledger import Ledger
-from refgrid.records.record import Outcome, RecordError, Verdict, read_runs
+from refgrid.records.record import Header, Outcome, RecordError, Run, Verdict, read_runs
 from refgrid.report.matrix import build, to_dict
 
 NUMBERS = {"output": "y", "headroom": 0.5, "worst": [{"index": [0, 1], "error": 1e-7}]}
@@ -73,6 +74,22 @@ def test_a_file_that_has_changed_is_read_anew_and_its_old_digest_goes(tmp_path: 
     assert run.accounted()[0].verdict is Verdict.CRASH
     assert old not in digests(tmp_path)
     assert len(digests(tmp_path)) == 1
+
+
+def test_a_digest_of_the_same_fields_with_another_meaning_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "results")
+    names = ",".join(field.name for kind in (Header, Outcome, Run) for field in fields(kind))
+    with monkeypatch.context() as before:
+        before.setattr(digest, "_SHAPE", names)  # as it was when digests left the seconds out
+        read_digested(tmp_path / "results", tmp_path / "digests")
+    (old,) = digests(tmp_path)
+    old.write_text(old.read_text().replace('"match"', '"crash"'))
+
+    (run,) = read_digested(tmp_path / "results", tmp_path / "digests")
+
+    assert run.accounted()[0].verdict is Verdict.MATCH
 
 
 def test_what_cannot_be_read_is_named_as_ever(tmp_path: Path) -> None:

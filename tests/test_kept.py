@@ -78,13 +78,40 @@ def test_a_plain_file_of_that_name_is_packed_too(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "results").iterdir()] == ["cpu.jsonl.gz"]
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
-    file = run_of(tmp_path / "a.jsonl", "a", 2)
-    file.write_bytes(file.read_bytes()[:-20])
+def pack(*files: Path, folder: Path) -> bytes:
+    """What is kept of these files, unpacked."""
+    (file,) = keep(files, folder, name_of)
+    return gzip.decompress(file.read_bytes())
 
-    keep([file], tmp_path / "results", name_of)
 
+def test_an_outcome_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    one, two = run_of(tmp_path / "one.jsonl", "a", 1), run_of(tmp_path / "two.jsonl", "a", 2)
+    two.write_bytes(two.read_bytes()[:-20])
+
+    assert pack(two, folder=tmp_path / "results") == one.read_bytes()
     assert kept_in(tmp_path / "results") == {"a": 1}
+
+
+@pytest.mark.parametrize("cut", [5, 20, -20])
+def test_a_header_that_a_kill_cut_short_begins_no_run(tmp_path: Path, cut: int) -> None:
+    file, sound = run_of(tmp_path / "a.jsonl", "a", 2), run_of(tmp_path / "sound.jsonl", "a", 2)
+    header_alone = run_of(tmp_path / "b.jsonl", "b", 0)
+    header_alone.write_bytes(header_alone.read_bytes()[:cut])
+    file.write_bytes(sound.read_bytes() + header_alone.read_bytes())
+
+    assert keep([header_alone], tmp_path / "nothing", name_of) == {}
+    assert pack(file, folder=tmp_path / "results") == sound.read_bytes()
+    assert kept_in(tmp_path / "results") == {"a": 2}
+
+
+@pytest.mark.parametrize("outcomes", [0, 2], ids=["header", "outcome"])
+def test_a_last_line_that_lacks_its_newline_alone_is_kept(tmp_path: Path, outcomes: int) -> None:
+    file, sound = run_of(tmp_path / "a.jsonl", "a", outcomes), run_of(tmp_path / "sound.jsonl", "a", outcomes)
+    later = run_of(tmp_path / "b.jsonl", "b", 1, "2026-11-21T06:00:00+00:00")
+    file.write_bytes(sound.read_bytes().removesuffix(b"\n"))
+
+    assert pack(file, later, folder=tmp_path / "results") == sound.read_bytes() + later.read_bytes()
+    assert kept_in(tmp_path / "results") == {"a": outcomes, "b": 1}
 
 
 def test_nothing_is_written_where_one_file_cannot_be_read(tmp_path: Path) -> None:

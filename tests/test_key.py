@@ -19,6 +19,7 @@ from refgrid.dataset.definition import load_dataset
 from refgrid.environments.measured import Environment
 from refgrid.proving.expected import load_expected
 from refgrid.sources import Sources
+from refgrid_groundtruth import SOURCES as GROUND_TRUTH
 
 GPU = Environment(
     "cu130", "cuda", "3.12.3", "linux x86_64", "2.11.0", "13.0", "13.0.88", "580.159.04", "NVIDIA H200", 1, {}
@@ -278,7 +279,7 @@ def test_the_table_of_ground_truth_tells_where_each_adapter_comes_from() -> None
     sources = Sources()
     package = Modules.of("refgrid_groundtruth")
 
-    for source in sources.table:
+    for source in GROUND_TRUTH:
         for op in source.ops:
             origin = sources.origin(source.name, op)
             reached = package.reached(origin.modules, origin.apart)

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from guards import ROOT, bench_of, published, table
 import refgrid_groundtruth
 from refgrid.mutants import baseline
 from refgrid.mutants.__main__ import main
-from refgrid.mutants.judging import roundings
+from refgrid.mutants.baseline import CHECKS
+from refgrid.mutants.judging import Judgement, roundings
 from refgrid.mutants.planting import planted_adapters, self_test
+from refgrid.mutants.report import Report, rows, to_dict, to_json, write_files
 from refgrid.mutants.table import Mutant, MutantError, load_mutants
 
 Write = Callable[..., Path]
@@ -181,6 +184,33 @@ def test_the_kept_report_is_of_these_mutants_and_none_survived() -> None:
 
     assert known == {mutant.id: mutant.digest for mutant in table().values()}, "stale: nox -s mutants"
     assert kept["exit_code"] == 0
+
+
+def test_the_written_report_reads_back_equal_and_has_one_line_a_mutant(tmp_path: Path) -> None:
+    here, elsewhere = list(table().values())[:3], tuple(table().values())[3:5]
+    caught = Judgement("edge_b5", "caught", "mismatch", "torch", "a line\nand another", 0.5, {"document 1": True})
+    told = [("edge_b5", SimpleNamespace(judged={here[0].id: caught}, alarms={here[0].where.source: {}}))]
+    report = Report(rows(here, told, {}), elsewhere, CHECKS, ("small",), {"python": "3"})
+
+    _, file = write_files(report, tmp_path)
+
+    data = json.loads(file.read_text())
+    lines = [json.loads(line.removesuffix(",")) for line in file.read_text().splitlines() if line.startswith('  {"id"')]
+    assert data == to_dict(report)
+    assert lines == data["mutants"] + data["elsewhere"]
+    assert [line["id"] for line in lines] == [mutant.id for mutant in (*here, *elsewhere)]
+
+
+def test_a_report_without_mutants_is_json_too() -> None:
+    data = to_dict(Report((), (), CHECKS, ("small",), {}))
+
+    assert json.loads(to_json(data)) == data
+
+
+def test_the_kept_report_is_as_the_command_writes_it() -> None:
+    kept = (ROOT / "results" / "mutants" / "mutants.json").read_text()
+
+    assert kept == to_json(json.loads(kept))
 
 
 def _adapter_mutant(name: str) -> Mutant:

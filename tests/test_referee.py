@@ -122,6 +122,33 @@ def test_a_wrong_reference_takes_the_blame_itself(
     assert told.endswith("beyond its tolerance: reference")
 
 
+def changing(first: float, then: float) -> Truth:
+    """A source whose second call differs from its first."""
+    errors = iter([first])
+    return lambda x: x * 2 + next(errors, then)
+
+
+def test_sources_that_disagree_because_one_changes_its_mind_are_nondeterministic(bench: Bench) -> None:
+    with pytest.raises(Finding) as caught:
+        bench.prove("agreement", one=exactly, two=changing(1.0, 0.0))
+
+    assert caught.value.verdict is Verdict.NONDETERMINISTIC
+    assert "a second run of two on equal inputs differs: y" in caught.value.reason
+    assert "two's y is 1 from float64" in caught.value.reason
+
+
+def test_a_third_source_that_changes_its_mind_is_found_behind_one_that_is_wrong(bench: Bench) -> None:
+    with pytest.raises(Finding) as caught:
+        bench.prove("agreement", one=exactly, two=off_by(1.0), three=changing(2.0, 0.0))
+
+    assert caught.value.verdict is Verdict.NONDETERMINISTIC
+    assert caught.value.reason.count("a second run of three on equal inputs differs: y") == 1
+
+
+def test_sources_that_disagree_the_same_way_again_mismatch(bench: Bench) -> None:
+    assert "a second run" not in bench.refuted("agreement", one=exactly, two=off_by(1.0))
+
+
 def test_without_a_formula_the_mismatch_stays_and_says_so(bench: Bench) -> None:
     bench.referee = None
 

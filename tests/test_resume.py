@@ -121,6 +121,20 @@ def test_half_a_last_line_is_cut_off_and_its_case_is_run_again(project: Project)
     assert only_run(project).file.read_bytes().startswith(whole[: whole.rstrip(b"\n").rfind(b"\n") + 1])
 
 
+def test_a_last_line_that_lacks_but_its_newline_stands_and_is_not_run_again(project: Project) -> None:
+    with left(project, signal.SIGKILL):
+        file = only_run(project).file
+        whole = file.read_bytes()
+        file.write_bytes(whole.rstrip(b"\n"))
+        assert len(only_run(project).outcomes) == whole.count(b"\n") - 1
+
+        project.run()
+
+    assert only_run(project).finished
+    assert Counter(outcome.verdict.value for outcome in only_run(project).accounted()) == {"match": 12, "missing": 6}
+    assert only_run(project).file.read_bytes().startswith(whole)
+
+
 def test_a_run_may_be_left_more_than_once(project: Project) -> None:
     with left(project, signal.SIGINT):
         (project.root / "go").unlink()

@@ -128,6 +128,21 @@ class TestLaid:
         assert container.run("-c", "import kernels").returncode != 0
         assert digests(container.site.parents[2]) == before
 
+    def test_nobody_compiles_the_modules_again(self, container: Container, packed: Path, tmp_path: Path) -> None:
+        """The bytecode of the wheels and of the machine's own packages is in the overlay's cache, not beside them."""
+        laid(container, packed, tmp_path / "site")
+        code = (
+            "import importlib.util, pathlib, kernels, torch;"
+            "print(*(pathlib.Path(importlib.util.cache_from_source(m.__file__)).is_file() for m in (kernels, torch)))"
+        )
+
+        run = container.run(  # the interpreter writes no bytecode itself: -B
+            packed / "overlay.py", "run", "--target", tmp_path / "site", "--", container.python, "-B", "-c", code
+        )
+
+        assert run.stdout == "True True\n", run.stderr
+        assert list((tmp_path / "kernels" / "mine" / "bytecode").rglob("kernels/__init__.*.pyc"))
+
     def test_a_shell_gets_the_same(self, container: Container, packed: Path, tmp_path: Path) -> None:
         laid(container, packed, tmp_path / "with a blank")
         script = (

@@ -142,7 +142,8 @@ def pytest_runtest_makereport(
 
 def case_of(item: pytest.Item) -> Case | None:
     """The case that a test item proves, if it proves one."""
-    case = getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[attr-defined]
+    callspec = getattr(item, "callspec", None)  # only what is parametrized has one
+    case = callspec and callspec.params.get("case")
     return case if isinstance(case, Case) else None
 
 

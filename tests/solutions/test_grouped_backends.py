@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from grouped_checks import CHECKS, check_compiled
-from grouped_layouts import FULL, Layout, Subject, drawn, layouts, planned, run_backward, zigzag
+from grouped_layouts import FULL, Layout, Subject, drawn, drawn_like, layouts, planned, run_backward, zigzag
 from varlen_kernels import Calls, varlen_kernels
 
 from refgrid_solutions.grouped_attention import backends, grouped_flash_attn_func
@@ -85,7 +85,7 @@ def launched(calls: Calls, layout: str, backend: str, **options: Any) -> list[st
     """What a forward and a backward pass launch."""
     subject = Subject(backend)
     told = drawn(LAYOUTS[layout], subject)
-    run_backward(told, planned(LAYOUTS[layout], subject, **options), subject, torch.randn_like(told[0]))
+    run_backward(told, planned(LAYOUTS[layout], subject, **options), subject, drawn_like(told[0]))
     return list(calls)
 
 

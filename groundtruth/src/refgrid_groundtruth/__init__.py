@@ -122,9 +122,17 @@ def _proven(name: str, op: str, device: str) -> Adapter:
         from refgrid_groundtruth import selftest  # imports torch
 
         selftest.demand_device(source, device)
+        if source.compiles and family == "cuda":
+            _guard_builds(source)
         function = _bound(source, op)
         _self_test(selftest.run, function, op, device)
     return function
+
+
+def _guard_builds(source: Source) -> None:
+    """A library's `modules` may have `guard_builds`, for what its own build lacks when many processes share it."""
+    if importlib.util.find_spec(name := f"{__name__}.{source.folder}.modules"):
+        getattr(importlib.import_module(name), "guard_builds", lambda: None)()
 
 
 @contextlib.contextmanager

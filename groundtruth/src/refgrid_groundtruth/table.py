@@ -14,6 +14,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "norm": ("rmsnorm", "fused_add_rmsnorm"),
     "gemm": ("gemm",),
     "gqa": ("gqa_paged_decode", "gqa_paged_prefill_causal", "gqa_ragged_prefill_causal"),
+    "grouped": ("gqa_grouped",),
     "mla": ("mla_paged_decode", "mla_paged_prefill_causal", "mla_ragged_prefill_causal"),
     "moe": (
         "moe_fp8_block_scale_ds_routing",
@@ -159,6 +160,7 @@ SOURCES: tuple[Source, ...] = (
             "gqa_paged_decode": _FLASH,
             "gqa_paged_prefill_causal": _FLASH,
             "gqa_ragged_prefill_causal": _FLASH,
+            "gqa_grouped": _FLASH,
             "mla_paged_decode": _MATH,
             "mla_paged_prefill_causal": _MATH,
             "mla_ragged_prefill_causal": _MATH,
@@ -176,6 +178,7 @@ SOURCES: tuple[Source, ...] = (
             "gqa_paged_decode": _EAGER,
             "gqa_paged_prefill_causal": _EAGER,
             "gqa_ragged_prefill_causal": _EAGER,
+            "gqa_grouped": _EAGER,
             "mla_paged_decode": _EAGER,
             "mla_paged_prefill_causal": _EAGER,
             "mla_ragged_prefill_causal": _EAGER,
@@ -312,6 +315,7 @@ SOURCES: tuple[Source, ...] = (
         ">=2.5",
         {
             "gqa_ragged_prefill_causal": (),
+            "gqa_grouped": (),
             "mla_paged_decode": (),
             "mla_paged_prefill_causal": (),
             "mla_ragged_prefill_causal": (),

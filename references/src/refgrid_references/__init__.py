@@ -8,6 +8,7 @@ from refgrid_references.dsa import dsa_sparse_attention, dsa_topk_indexer_fp8
 from refgrid_references.gdn import gdn_decode, gdn_mtp, gdn_prefill
 from refgrid_references.gemm import gemm
 from refgrid_references.gqa import gqa_paged_decode, gqa_paged_prefill_causal, gqa_ragged_prefill_causal
+from refgrid_references.grouped import gqa_grouped
 from refgrid_references.mamba import mamba_ssu_decode
 from refgrid_references.mla import mla_paged_decode, mla_paged_prefill_causal, mla_ragged_prefill_causal
 from refgrid_references.moe import (
@@ -35,6 +36,7 @@ __all__ = [
     "gdn_mtp",
     "gdn_prefill",
     "gemm",
+    "gqa_grouped",
     "gqa_paged_decode",
     "gqa_paged_prefill_causal",
     "gqa_ragged_prefill_causal",

@@ -92,7 +92,8 @@ class Measurer:
                 truths[source] = self._bench.truth(laid, case, source)
             except Exception as error:  # noqa: BLE001 - judged and told below
                 verdict, reason = judge(error)
-                self.absent[f"{source}, {case.id}"] = f"{verdict.value}: {reason}"
+                where = case.id if verdict.colour == "red" else case.name  # what is not there, is not for any seed
+                self.absent[f"{source}, {where}"] = f"{verdict.value}: {reason}"
         return truths
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,16 +33,24 @@ def calibrate(
     measure: bool,
     derive: bool,
 ) -> None:
-    """Measure errors against float64 and derive the table of tolerances; exit 1 when a bound does not hold."""
+    """Measure errors against float64 and derive the table of tolerances.
+
+    Ends 1, once all is written, when a bound does not hold or a source broke while it was measured.
+    """
     from refgrid.calibration.run import Plan
 
+    used: list[dict[str, Any]] = []
+    holds = True
     if measure:
-        _measure(Plan(dataset.resolve(), device, seeds, ops, processes), environment, results / "calibration")
+        plan = Plan(dataset.resolve(), device, seeds, ops, processes)
+        used = [_measure(plan, environment, results / "calibration")]
     if derive and not ops:
-        _derive(results, dataset)
+        used = _measurements(results / "calibration")
+        holds = _derive(used, results, dataset)
+    sys.exit(0 if _none_broke(used) and holds else 1)
 
 
-def _measure(plan: object, environment: str, folder: Path) -> None:
+def _measure(plan: object, environment: str, folder: Path) -> dict[str, Any]:
     from refgrid.calibration.run import Plan, measured, written
     from refgrid.dataset.definition import DefinitionError
     from refgrid.environments.measured import measure
@@ -49,16 +58,19 @@ def _measure(plan: object, environment: str, folder: Path) -> None:
 
     assert isinstance(plan, Plan)
     _demand_ops(plan.ops, Sources().ops)
+    found: dict[str, Any] = {}
     try:
         for told in measured(plan, measure(environment, plan.device, Sources().distributions)):
             if isinstance(told, str):
                 click.echo(f"measured: {told}")
             else:
-                file = folder / f"{environment}.json"
-                written(told, file)
-                click.echo(f"written: {file}")
+                found = told
     except DefinitionError as error:
         raise click.UsageError(str(error)) from error
+    file = folder / f"{environment}.json"
+    written(found, file)
+    click.echo(f"written: {file}")
+    return found
 
 
 def _demand_ops(asked: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -67,17 +79,23 @@ def _demand_ops(asked: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise click.UsageError(f"--op {op!r} is not known; legal values: {', '.join(known)}")
 
 
-def _derive(results: Path, dataset: Path) -> None:
-    """Written even where a bound does not hold: the report shows by how much."""
+def _measurements(folder: Path) -> list[dict[str, Any]]:
+    from refgrid.calibration.table import measurements
+
+    found = measurements(folder)
+    if not found:
+        raise click.UsageError(f"{folder} holds no measurement; run without --no-measure")
+    return found
+
+
+def _derive(measured: list[dict[str, Any]], results: Path, dataset: Path) -> bool:
+    """Whether every bound holds; written even where one does not: the report shows by how much."""
     from refgrid.calibration.derive import failures
     from refgrid.calibration.report import report
-    from refgrid.calibration.table import measurements, rows, write
+    from refgrid.calibration.table import rows, write
     from refgrid.dataset.definition import load_dataset
     from refgrid.proving.tolerance import CALIBRATED
 
-    measured = measurements(results / "calibration")
-    if not measured:
-        raise click.UsageError(f"{results / 'calibration'} holds no measurement; run without --no-measure")
     found = rows(measured, results, load_dataset(dataset.resolve()))
     told = results / "calibration" / "report.md"
     told.write_text(report(measured, found), encoding="utf-8")
@@ -86,4 +104,16 @@ def _derive(results: Path, dataset: Path) -> None:
     beyond = failures(found)
     for line in beyond:
         click.echo(f"does not hold: {line}", err=True)
-    sys.exit(1 if beyond else 0)
+    return not beyond
+
+
+def _none_broke(measured: list[dict[str, Any]]) -> bool:
+    """Whether no source did, of the measurements that were used."""
+    from refgrid.calibration.broken import ADVICE, broken
+
+    lines = [line for measurement in measured for line in broken(measurement)]
+    for line in lines:
+        click.echo(f"broken: {line}", err=True)
+    if lines:
+        click.echo(ADVICE, err=True)
+    return not lines

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -225,11 +225,11 @@ def _unique(names: Sequence[str], fault: str) -> None:
             raise ValueError(f"{name!r} {fault}")
 
 
-def _told(error: Mapping[str, object], entries: Mapping[str, object]) -> str:
+def _told(error: Mapping[str, Any], entries: Mapping[str, Any]) -> str:
     """One line: which entry, which field, what is wrong."""
-    where = list(error["loc"])  # type: ignore[call-overload]
+    where = list(error["loc"])
     if len(where) > 1 and isinstance(where[1], int):
-        entry = entries["environment"][where[1]]  # type: ignore[index]
+        entry = entries["environment"][where[1]]
         where[:2] = [f"environment {entry['name']!r}" if "name" in entry else f"environment number {where[1] + 1}"]
     reason = str(error["msg"]).removeprefix("Value error, ")
     return ": ".join([*map(str, where), reason])

@@ -97,7 +97,7 @@ class Bench:
         side = mutant.where.source if mutant.adapter else ""
         try:
             sound = self._sound.get(side) or self._sound.setdefault(side, self._outputs(side))
-        except Exception as error:
+        except Exception as error:  # raised again unless its verdict is yellow: the source cannot serve here
             verdict, reason = judge(error)
             if verdict.colour != "yellow":
                 raise

@@ -17,6 +17,8 @@ from refgrid.report.matrix import escaped, replace_file
 # Of what became of a mutant at several workloads, the first of these is what became of the mutant.
 WORST_FIRST = ("caught", "survived", "rounding", "same", "not-run")
 
+_BY_LINE = ("mutants", "elsewhere")  # what of the data is a list of mutants
+
 
 @dataclass(frozen=True)
 class Row:
@@ -157,8 +159,18 @@ def write_files(report: Report, folder: Path) -> list[Path]:
     jinja = jinja2.Environment(loader=jinja2.PackageLoader("refgrid"), trim_blocks=True, lstrip_blocks=True)
     jinja.filters["cell"] = escaped
     page = jinja.get_template("mutants.md.j2").render(report=report)
-    data = json.dumps(to_dict(report), indent=1, allow_nan=False)
-    return [replace_file(folder / name, text) for name, text in (("mutants.md", page), ("mutants.json", data))]
+    texts = {"mutants.md": page, "mutants.json": to_json(to_dict(report))}
+    return [replace_file(folder / name, text) for name, text in texts.items()]
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """Strict JSON, one mutant a line: a change of one is one line of a diff."""
+    head = {name: value for name, value in data.items() if name not in _BY_LINE}
+    parts = [json.dumps(head, indent=1, allow_nan=False)[:-2]]
+    for name in _BY_LINE:
+        lines = ",\n".join(f"  {json.dumps(mutant, allow_nan=False)}" for mutant in data[name])
+        parts.append(f' "{name}": [\n{lines}\n ]')
+    return ",\n".join(parts) + "\n}\n"
 
 
 def plain(judgement: Any) -> dict[str, Any]:

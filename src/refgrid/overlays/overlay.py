@@ -51,7 +51,7 @@ CACHES = {
 }
 _BLOCK = 1 << 24
 # The checkout's own packages, for those who change them on the machine.
-MEMBERS = ("src", "references/src", "groundtruth/src")
+MEMBERS = ("src", "references/src", "groundtruth/src", "solutions/src")
 
 
 class OverlayError(RuntimeError):
@@ -137,7 +137,19 @@ def lay(wheelhouse: Wheelhouse, name: str | None, target: Path) -> Path:
         if target.exists():
             target.rename(Path(scratch, "before"))
         site.rename(target)
+    _compile_modules(target)
     return target / VARIABLES
+
+
+def _compile_modules(target: Path) -> None:
+    """Python's bytecode, of the wheels and of the machine's own packages, into the overlay's cache.
+
+    Else every worker of the first run compiles the same thousands of modules, all at once. A file that is no Python of
+    this version, such as a template, is left to whoever imports it.
+    """
+    folders = dict.fromkeys([str(target), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    python = [sys.executable, "-m", "compileall", "-q", "-q", "-j", "0", *folders]
+    subprocess.run(python, env={**os.environ, **variables(target)}, check=False)
 
 
 def variables(target: Path, checkout: Path | None = None) -> dict[str, str]:

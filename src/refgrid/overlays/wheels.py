@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
-from packaging.markers import Environment, default_environment
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -151,17 +152,18 @@ def _lines(text: str, spec: EnvironmentSpec) -> dict[str, str]:
         if not head or head.startswith("#"):
             continue
         requirement = Requirement(head)
-        if requirement.marker is None or requirement.marker.evaluate(_target(spec)):  # type: ignore[arg-type]
+        if requirement.marker is None or requirement.marker.evaluate(_target(spec)):
             found[canonicalize_name(requirement.name)] = block.replace(head, str(requirement).partition(";")[0], 1)
     return {name: line for name, line in found.items() if name != "torch"}
 
 
-def _target(spec: EnvironmentSpec) -> Environment:
+def _target(spec: EnvironmentSpec) -> dict[str, str]:
     python = lowest_python(spec)
     linux = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
     cpython = {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
     versions = {"python_version": python, "python_full_version": f"{python}.0"}
-    return {**default_environment(), **linux, **cpython, **versions}  # type: ignore[typeddict-item]
+    here = cast("dict[str, str]", default_environment())  # a TypedDict, all of whose values are strings
+    return {**here, **linux, **cpython, **versions}
 
 
 def _has(there: Have, line: str) -> bool:

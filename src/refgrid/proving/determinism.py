@@ -104,18 +104,18 @@ class Side(NamedTuple):
     call: Callable[[], Tensors]
 
 
-def repeat(reference: Side, truth: Side, compare: Compare) -> tuple[Verdict, str]:
-    """Run both sides of a failed comparison once more: the verdict that remains, and a note for its reason.
+def repeat(one: Side, other: Side, compare: Compare) -> tuple[Verdict, list[str]]:
+    """Run both sides of a failed comparison once more: the verdict that remains, and notes for its reason.
 
     Nondeterministic is a side that differs from itself beyond the tolerance, or that matches the other one the next
     time. One that changes by less keeps its mismatch, and the note says by how much it changed.
     """
     found = (
-        _repeated(reference, lambda again: compare(again, truth.tensors), compare),
-        _repeated(truth, lambda again: compare(reference.tensors, again), compare),
+        _repeated(one, lambda again: compare(again, other.tensors), compare),
+        _repeated(other, lambda again: compare(one.tensors, again), compare),
     )
     verdict = Verdict.NONDETERMINISTIC if any(wild for wild, _ in found) else Verdict.MISMATCH
-    return verdict, "; ".join(note for _, note in found if note)
+    return verdict, [note for _, note in found if note]
 
 
 def _repeated(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 from refgrid.dataset import memory
 from refgrid.dataset.case import Case
@@ -123,7 +123,8 @@ class Prover:
         if wrong := _mismatch(comparisons, bench, actual, truth, where):
             sides = {"reference": reference, case.source: truth}
             wrong = self._refereed(wrong, bench, sides, self._bound_of(case, tolerance))
-            raise self._repeated(wrong, bench, case, actual, truth, tolerance)
+            mine = Side("the reference", actual, lambda: self._reference_again(bench))
+            raise self._repeated(wrong, mine, [self._side(bench, case, case.source, truth)], case, tolerance)
         missing = [name for name in reference if name not in truth]
         return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
 
@@ -133,17 +134,20 @@ class Prover:
         note = self._demand_two(case, truths, absent)
         first, *others = sorted(truths, key=lambda name: not _gives_law(case.op, truths[name]))
         comparisons: list[Comparison] = []
-        wrong: list[Finding] = []
+        wrong: dict[str, Finding] = {}
         for other in others:
             shared = {name: tensor for name, tensor in truths[other].items() if name in truths[first]}
             with self._bench.timed("compare"):
                 found = self._compare(shared, truths[first], case, [first, other], tolerance)
             where = f"[{case.definition}, {other} against {first}]"
-            wrong += filter(None, [_mismatch(found, bench, shared, truths[first], where)])
+            if mismatch := _mismatch(found, bench, shared, truths[first], where):
+                wrong[other] = mismatch
             comparisons += found
         bound = self._bound_of(case, tolerance)
         if wrong:
-            raise self._refereed(_joined(wrong, comparisons), bench, truths, bound)
+            told = self._refereed(_joined(list(wrong.values()), comparisons), bench, truths, bound)
+            one, *sides = (self._side(bench, case, name, truths[name]) for name in (first, *wrong))
+            raise self._repeated(told, one, sides, case, tolerance)
         self._demand_exact(bench, case, truths, bound)
         return Proof(tuple(comparisons), note)
 
@@ -198,17 +202,25 @@ class Prover:
         return Proof()
 
     def _repeated(
-        self, found: Finding, bench: Laid, case: Case, actual: Tensors, truth: Tensors, tolerance: Tolerance | None
+        self, found: Finding, one: Side, others: Sequence[Side], case: Case, tolerance: Tolerance | None
     ) -> Finding:
-        """The finding, or that the sides differ from themselves: each is run once more."""
-        source, run = str(case.source), self._bench
-        verdict, note = repeat(
-            Side("the reference", actual, lambda: {**run.call_reference(bench), **run.call_drawn(bench)}),
-            Side(source, truth, lambda: run.call_truth(bench, case, source)),
-            lambda one, other: self._compare(one, other, case, [source], tolerance),
-        )
-        told = "; ".join(part for part in (found.reason, note) if part)
-        return Finding(verdict, told, found.comparisons, "\n".join(part for part in (found.report, note) if part))
+        """The finding, or that sides differ from themselves: one, and each that it does not match, is run once more."""
+        notes: dict[str, None] = {}
+        verdicts = {found.verdict}
+        for other in others:
+            names = [side.name for side in (one, other) if side.name in self.sources.serving(case.op)]
+            verdict, told = repeat(one, other, partial(self._compare, case=case, truths=names, tolerance=tolerance))
+            verdicts.add(verdict)
+            notes.update(dict.fromkeys(told))
+        verdict = Verdict.NONDETERMINISTIC if Verdict.NONDETERMINISTIC in verdicts else found.verdict
+        reason, report = "; ".join([found.reason, *notes]), "\n".join(filter(None, [found.report, "; ".join(notes)]))
+        return Finding(verdict, reason, found.comparisons, report)
+
+    def _side(self, bench: Laid, case: Case, source: str, truth: Tensors) -> Side:
+        return Side(source, truth, lambda: self._bench.call_truth(bench, case, source))
+
+    def _reference_again(self, bench: Laid) -> Tensors:
+        return {**self._bench.call_reference(bench), **self._bench.call_drawn(bench)}
 
     def _all_truths(self, bench: Laid, case: Case) -> tuple[dict[str, Tensors], dict[str, tuple[Verdict, str]]]:
         truths: dict[str, Tensors] = {}
@@ -216,7 +228,7 @@ class Prover:
         for source in self.sources.serving(case.op):
             try:
                 truths[source] = self._bench.truth(bench, case, source)
-            except Exception as error:
+            except Exception as error:  # raised again unless its verdict is yellow: the source cannot serve here
                 verdict, reason = judge(error)
                 if verdict.colour != "yellow":
                     raise

@@ -23,8 +23,10 @@ from refgrid.records.record import Header, Outcome, Run, record_paths, runs_of
 _WORTH_IT = 2**20
 _LEFT_OUT = ("comparisons", "seconds", "axes")
 _ALL = "all"  # under which name the seconds of a case stand, summed
-# Another shape of records needs other digests.
-_SHAPE = ",".join(field.name for kind in (Header, Outcome, Run) for field in fields(kind))
+# What the fields of a digest mean: another word here whenever that changes and their names do not.
+_MEANING = "seconds-summed"
+# Another shape of records, or another meaning, needs other digests.
+_SHAPE = ",".join([_MEANING, *(field.name for kind in (Header, Outcome, Run) for field in fields(kind))])
 
 
 @contextlib.contextmanager

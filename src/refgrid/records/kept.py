@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from refgrid.records.record import Header, RecordError, record_bytes, runs_of
+from refgrid.records.record import Header, RecordError, lines_of, runs_of
 
 
 class _Kept(NamedTuple):
@@ -48,20 +47,15 @@ def _there(folder: Path, name: str) -> list[Path]:
 
 
 def _runs(file: Path) -> Iterator[tuple[Header, _Kept]]:
-    """Reading finds what is wrong; the lines are kept as they are."""
+    """Reading finds what is wrong; the lines that were read are kept as they are."""
     read = list(runs_of(file))
     parts: list[list[bytes]] = []
-    for line in record_bytes(file).splitlines(keepends=True):
-        if _begins(line):
+    for line in lines_of(file):
+        if line.kind == "run":
             parts.append([])
-        if line.endswith(b"\n") and line.strip():  # without one, a kill cut it short
-            parts[-1].append(line)
+        parts[-1].append(line.text + b"\n")  # a kill may have left a whole line without it
     for run, lines in zip(read, parts, strict=True):
         yield run.header, _Kept(run.header.started, len(run.outcomes), b"".join(lines))
-
-
-def _begins(line: bytes) -> bool:
-    return line.startswith(b'{"type":"run"') or (b'"run"' in line[:40] and json.loads(line).get("type") == "run")
 
 
 def _write(folder: Path, name: str, runs: Iterable[_Kept]) -> Path:

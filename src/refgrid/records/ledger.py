@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from refgrid.dataset.case import Case
-from refgrid.records.record import Header, Outcome, RecordError, Run, Verdict, now
+from refgrid.records.record import Header, Outcome, RecordError, Run, Verdict, is_whole, now
 
 
 class Ledger:
@@ -111,10 +111,14 @@ def is_locked(file: TextIO) -> bool:
 
 
 def _at_whole_lines(file: TextIO) -> TextIO:
-    """A kill may have ended the writer in the middle of a line; its case has no verdict and is run again."""
+    """A kill may have ended the writer in the middle of a line, whose case is run again, or just before its newline."""
     raw = Path(file.name).read_bytes()
-    file.truncate(raw.rfind(b"\n") + 1)
+    last = raw[raw.rfind(b"\n") + 1 :]
+    if not is_whole(last):
+        file.truncate(len(raw) - len(last))
     file.seek(0, os.SEEK_END)
+    if is_whole(last):
+        file.write("\n")
     return file
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
@@ -197,7 +197,7 @@ _Line = TypeVar("_Line", Header, Outcome, tuple[str, ...])
 def runs_of(path: Path) -> Iterator[Run]:
     """The runs of one file, in its order; raises RecordError as `read_runs` does."""
     run: _Reading | None = None
-    for number, kind, line in _lines(path):
+    for number, kind, line, _ in lines_of(path):
         if kind == "run":
             if run:
                 yield run.read()
@@ -245,7 +245,20 @@ class _Reading:
         self._outcomes[case.id] = _parsed(self._path, number, _OUTCOME, {**line, "case": case})
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+class Line(NamedTuple):
+    """One line of a file of records: its number, its type, what else it says, and how it was written, less its end."""
+
+    number: int
+    kind: str
+    told: dict[str, Any]
+    text: bytes
+
+
+def lines_of(path: Path) -> Iterator[Line]:
+    """Every line that is not empty; a last one that a kill cut short is left out, a whole one needs no newline.
+
+    Raises RecordError as `read_runs` does.
+    """
     try:
         lines = record_bytes(path).split(b"\n")
     except OSError as error:
@@ -260,7 +273,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
             if number == len(lines):
                 return  # no newline after it: the writer was killed in the middle of this line
             raise RecordError(f"{path}:{number}: is no record: {error}") from error
-        yield number, kind, line
+        yield Line(number, kind, line, text)
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a last line without newline is a record all the same, which readers take."""
+    try:
+        return "type" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
 
 
 def _parsed(path: Path, number: int, adapter: TypeAdapter[_Line], line: object) -> _Line:

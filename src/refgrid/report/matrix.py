@@ -20,6 +20,7 @@ import jinja2
 from refgrid.records.record import Run, Verdict
 from refgrid.report.cell import Cell, DefinitionRow, Row, definition_rows, rows, told, total
 from refgrid.report.column import Column, columns
+from refgrid.report.difference import Difference, differences
 from refgrid.report.reason import Reason, reasons
 
 SYMBOLS: Mapping[str, str] = {"red": "✗", "yellow": "?", "green": "✓"}
@@ -27,12 +28,13 @@ SYMBOLS: Mapping[str, str] = {"red": "✗", "yellow": "?", "green": "✓"}
 
 @dataclass(frozen=True)
 class Matrix:
-    """Columns, rows by op (worst first), the same by definition (by name), and reasons (worst first)."""
+    """Columns, rows by op (worst first), the same by definition (by name), reasons (worst first) and differences."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     definitions: tuple[DefinitionRow, ...]
     reasons: tuple[Reason, ...]
+    differences: tuple[Difference, ...] = ()
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -70,7 +72,8 @@ def build(
     `declared` maps environments to why they may have no record here, `published` definitions to their op_types.
     """
     found = columns([run for run in runs if not run.header.soak], declared or {})
-    return Matrix(found, rows(found), definition_rows(found, published or {}), reasons(found))
+    by_definition = definition_rows(found, published or {})
+    return Matrix(found, rows(found), by_definition, reasons(found), differences(found))
 
 
 def libraries(column: Column) -> list[str]:
@@ -157,6 +160,7 @@ def to_dict(matrix: Matrix) -> dict[str, Any]:
             for row in matrix.definitions
         ],
         "reasons": [{**asdict(reason), "verdict": reason.verdict.value} for reason in matrix.reasons],
+        "differences": [_difference(difference) for difference in matrix.differences],
     }
 
 
@@ -197,6 +201,11 @@ def _plain(cell: Cell) -> dict[str, Any]:
     worst = {"headroom": headroom, "headroom_case": cell.headroom_case, "dates": cell.dates}
     counts = {"planned": cell.planned, "verdicts": verdicts, "shrunk": cell.shrunk}
     return {"text": cell.text, "colour": cell.colour, **counts, **worst}
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    sides = [{**asdict(side), "verdict": side.verdict.value} for side in difference.sides]
+    return {**asdict(difference), "sides": sides}
 
 
 def _by_word(counts: Mapping[Verdict, int]) -> dict[str, int]:

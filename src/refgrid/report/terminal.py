@@ -17,6 +17,7 @@ from refgrid.report.column import Column
 from refgrid.report.matrix import SYMBOLS, Matrix, libraries, measured, shown, told_in_full
 
 REASONS_SHOWN = 12
+DIFFERENCES_SHOWN = 40
 _COLUMN_WIDTH = 20  # holds "nondeterministic" and the versions without breaking a word
 _GAP = 3  # blanks between two columns
 _OP_LABEL = ("op", "  held against")
@@ -41,6 +42,7 @@ def print_matrix(matrix: Matrix, console: Console, *, by_definition: bool = Fals
     for index, column in enumerate(matrix.columns):
         if index not in shown:
             console.print(_text(f"? {column.title}: {column.reason}", console, "yellow"))
+    _print_differences(matrix, console)
     _print_reasons(matrix, console)
     styles = {0: "bold green", 1: "bold red", 2: "bold yellow"}
     console.print(_text(matrix.summary, console, styles[matrix.exit_code]))
@@ -114,6 +116,17 @@ def _head(column: Column) -> Iterator[str]:
     yield measured(column)
     if column.findings:  # told in full below: a line of its own would be many in a column
         yield f"! {len(column.findings)} finding{'s' if len(column.findings) > 1 else ''}"
+
+
+def _print_differences(matrix: Matrix, console: Console) -> None:
+    if matrix.differences:
+        console.print(Text("differences between environments on one kind of machine", "bold"))
+    for each in matrix.differences[:DIFFERENCES_SHOWN]:
+        line = f"{each.machine} · {each.op} · {each.against} · {each.count} cases: "
+        line += shorten("; ".join(side.told for side in each.sides), 400, placeholder=" ...")
+        console.print(_text(line, console))
+    if hidden := matrix.differences[DIFFERENCES_SHOWN:]:
+        console.print(_text(f"... and {len(hidden)} more in matrix.json", console))
 
 
 def _print_reasons(matrix: Matrix, console: Console) -> None:

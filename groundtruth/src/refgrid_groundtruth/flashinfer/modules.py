@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from refgrid_groundtruth.flashinfer import builds
 from refgrid_groundtruth.kernels import Kernels, Module, architectures, demand
 from refgrid_groundtruth.table import FAMILY
 
@@ -44,6 +45,7 @@ class Recipe:
 def kernels(source: Source, op: str, calls: Sequence[Call]) -> Kernels:
     """What the adapter of a source loads for these calls."""
     demand(source, op)
+    guard_builds()
     options = source.options.get(op, {})
     recipes = dict.fromkeys(
         recipe
@@ -167,6 +169,11 @@ def _module(recipe: Recipe) -> Module:
     spec = getattr(_flashinfer(f"jit.{recipe.module}"), recipe.generator)(*recipe.arguments)
     library = Path(spec.get_library_path())
     return Module(spec.name, library, _folder(spec), len(spec.sources), functools.partial(_compile, spec))
+
+
+def guard_builds() -> None:
+    """Before the first module is built or loaded, in a warm and in a run."""
+    builds.guard(_flashinfer("jit.core").JitSpec)
 
 
 def _folder(spec: Any) -> Path:

@@ -31,12 +31,12 @@ def causal(q: torch.Tensor, keys: Keys, qo_indptr: torch.Tensor, d_vo: int, sm_s
         for i in range(first, end, step):
             rows = slice(i, min(i + step, end))
             sees = len(k) - (end - 1 - torch.arange(rows.start, rows.stop, device=q.device))  # the first so many keys
-            out, log = _softmax(q[rows].double(), k, v, sees, sm_scale)
+            out, log = softmax_over(q[rows].double(), k, v, sees, sm_scale)
             output[rows], lse[rows] = out.to(q.dtype), log.float()
     return {"output": output, "lse": lse}
 
 
-def _softmax(
+def softmax_over(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor, sm_scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q [rows, heads, d_qk], k and v [keys, kv_heads, d], sees [rows] at least 1 -> output and lse of these rows."""

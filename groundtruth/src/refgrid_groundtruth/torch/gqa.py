@@ -7,10 +7,14 @@ On a CPU `aten::_scaled_dot_product_flash_attention_for_cpu`, on CUDA `aten::_fl
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
-from refgrid_groundtruth.paged import kv_lengths, sees_no_key, tiles, used_slots
+from refgrid_groundtruth.paged import Tile, kv_lengths, sees_no_key, tiles, used_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def gqa_paged_decode(
@@ -84,7 +88,7 @@ def _attend(
     sm_scale: float,
 ) -> dict[str, torch.Tensor]:
     """k, v [sum of kv_len, num_kv_heads, head_dim], sequence after sequence."""
-    attend = _attend_on_cuda if q.is_cuda else _attend_on_cpu
+    attend = attend_on_cuda if q.is_cuda else _attend_on_cpu
     output, lse, marker = attend(q, k, v, qo_indptr, kv_len, sm_scale)
     # Neither operator writes -inf for a row that sees no key; each has a marker, translated in those rows alone.
     no_key = (sees_no_key(qo_indptr, kv_len)[:, None]) & (lse == marker)
@@ -99,15 +103,19 @@ def _attend_on_cpu(
     kv_len: torch.Tensor,
     sm_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """-> output, lse in base e, and 0, which the operator writes for the lse of a fully masked row (its output is 0).
+    """-> output, lse in base e, and 0, which the operator writes for the lse of a fully masked row; its output is 0."""
+    return *attend_tiles(q, tiles(q, k, v, qo_indptr, kv_len), sm_scale), 0.0
 
-    Its is_causal is left-aligned, so the right-aligned mask is added. Heads are laid out as [num_kv_heads, group], the
-    keys repeated by a stride of 0.
+
+def attend_tiles(q: torch.Tensor, pieces: Iterable[Tile], sm_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """-> output as q and lse in base e on a CPU, written in the tiles' rows only; 0 and 0 for a row fully masked.
+
+    The operator's is_causal is left-aligned, so the right-aligned mask is added. Heads are laid out as [num_kv_heads,
+    group], the keys repeated by a stride of 0.
     """
     output, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
-    heads = k.shape[1]
-    for tile in tiles(q, k, v, qo_indptr, kv_len):
-        grouped = tile.q.reshape(len(tile.q), heads, -1, q.shape[2]).permute(1, 2, 0, 3)
+    for tile in pieces:
+        grouped = tile.q.reshape(len(tile.q), tile.k.shape[1], -1, q.shape[2]).permute(1, 2, 0, 3)
         keys, values, mask = _with_a_key(tile.k, tile.v, tile.mask)
         out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001 - no public one gives lse
             grouped,
@@ -118,7 +126,7 @@ def _attend_on_cpu(
         )
         output[tile.rows] = out.permute(2, 0, 1, 3).flatten(1, 2)
         lse[tile.rows] = log_sum.permute(2, 0, 1).flatten(1, 2)
-    return output, lse, 0.0
+    return output, lse
 
 
 def _with_a_key(
@@ -134,13 +142,14 @@ def _with_a_key(
     )
 
 
-def _attend_on_cuda(
+def attend_on_cuda(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     qo_indptr: torch.Tensor,
     kv_len: torch.Tensor,
     sm_scale: float,
+    causal: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """-> output, lse in base e, and +inf, which FlashAttention-2 writes for the lse of a row that sees no key.
 
@@ -150,6 +159,6 @@ def _attend_on_cuda(
     cum_k = torch.nn.functional.pad(kv_len.cumsum(0), (1, 0)).int()
     max_q, max_k = max(2, int(qo_indptr.diff().max())), int(kv_len.max())
     result = torch.ops.aten._flash_attention_forward(  # noqa: SLF001 - no public one gives lse
-        q, k, v, qo_indptr, cum_k, max_q, max_k, 0.0, True, False, scale=sm_scale
+        q, k, v, qo_indptr, cum_k, max_q, max_k, 0.0, causal, False, scale=sm_scale
     )
     return result[0], result[1].transpose(0, 1).contiguous(), math.inf

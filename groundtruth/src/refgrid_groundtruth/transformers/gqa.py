@@ -10,7 +10,7 @@ import torch
 from transformers.models.llama import modeling_llama
 
 from refgrid_groundtruth import Unavailable
-from refgrid_groundtruth.paged import kv_lengths, tiles, used_slots
+from refgrid_groundtruth.paged import Tile, kv_lengths, tiles, used_slots
 
 
 def gqa_paged_decode(
@@ -88,16 +88,21 @@ def attend(
     d_vo -> output [total_q, num_qo_heads, d_vo]. Raises Unavailable("unsupported") where a row sees no key.
     """
     _demand_keys(qo_indptr, kv_len)
-    layer = _Layer(q.shape[1] // k.shape[1])
+    layer = Layer(q.shape[1] // k.shape[1])
     output = q.new_empty(*q.shape[:2], v.shape[2])
     for tile in tiles(q, k, v, qo_indptr, kv_len):
-        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (tile.q, tile.k, tile.v))
-        out, _ = modeling_llama.eager_attention_forward(layer, query, key, value, tile.mask, scaling=sm_scale)
-        output[tile.rows] = out[0]
+        output[tile.rows] = eager_attention(layer, tile, sm_scale)
     return {"output": output}
 
 
-class _Layer(torch.nn.Module):
+def eager_attention(layer: Layer, tile: Tile, sm_scale: float) -> torch.Tensor:
+    """The output of a tile's rows, [rows, num_qo_heads, d_vo]."""
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (tile.q, tile.k, tile.v))
+    out, _ = modeling_llama.eager_attention_forward(layer, query, key, value, tile.mask, scaling=sm_scale)
+    return out[0]
+
+
+class Layer(torch.nn.Module):
     """What eager attention asks of the layer that it serves."""
 
     def __init__(self, num_key_value_groups: int) -> None:

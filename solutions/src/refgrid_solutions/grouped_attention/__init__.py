@@ -4,6 +4,14 @@ from refgrid_solutions.grouped_attention.interface import grouped_flash_attn_fun
 from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, plan_grouped_attn
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL
 from refgrid_solutions.grouped_attention.varlen import grouped_flash_attn_varlen_func, varlen_groups
+from refgrid_solutions.grouped_attention.zigzag import (
+    zigzag_llama3_flash_attn_varlen_func,
+    zigzag_llama3_flash_attn_varlen_kvpacked_func,
+    zigzag_llama3_flash_attn_varlen_qkvpacked_func,
+    zigzag_llama3_prepare,
+    zigzag_shard,
+    zigzag_unshard,
+)
 
 __all__ = [
     "CAUSAL",
@@ -13,4 +21,10 @@ __all__ = [
     "grouped_flash_attn_varlen_func",
     "plan_grouped_attn",
     "varlen_groups",
+    "zigzag_llama3_flash_attn_varlen_func",
+    "zigzag_llama3_flash_attn_varlen_kvpacked_func",
+    "zigzag_llama3_flash_attn_varlen_qkvpacked_func",
+    "zigzag_llama3_prepare",
+    "zigzag_shard",
+    "zigzag_unshard",
 ]

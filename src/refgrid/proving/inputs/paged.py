@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def qo_indptr(drawing: Drawing, name: str) -> Value:
     """Queries of each sequence, zeros among them."""
     total = drawing.shape("q")[0] if "q" in drawing.definition.inputs else drawing.axis(name, "total_q")
-    return drawing.place(name, _indptr(_composition(total, drawing.shape(name)[0] - 1, drawing.generator(name))))
+    return drawing.place(name, _indptr(composition(total, drawing.shape(name)[0] - 1, drawing.generator(name))))
 
 
 def kv_indptr(drawing: Drawing, name: str) -> Value:
@@ -29,7 +29,7 @@ def kv_indptr(drawing: Drawing, name: str) -> Value:
         page_size = drawing.axis(name, "page_size") if paged else 1
         wanted = -(-drawing.cpu["qo_indptr"].diff().long() // page_size)
         least = wanted if int(wanted.sum()) <= total else least
-    parts = least + _composition(total - int(least.sum()), count, drawing.generator(name))
+    parts = least + composition(total - int(least.sum()), count, drawing.generator(name))
     return drawing.place(name, _indptr(parts))
 
 
@@ -97,7 +97,7 @@ def used_slots(drawing: Drawing, name: str) -> torch.Tensor:
     return (torch.arange(page_size) < used[:, None]).reshape(-1).nonzero().squeeze(1)
 
 
-def _composition(total: int, count: int, generator: torch.Generator) -> torch.Tensor:
+def composition(total: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """`count` whole numbers of sum `total`, each such row of cuts equally likely; zeros are among them."""
     if count <= 0:
         return torch.zeros(0, dtype=torch.int64)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
-from refgrid.proving.inputs import dsa, gdn, mamba, moe, norm, paged, plain, rope, sampling
+from refgrid.proving.inputs import dsa, gdn, grouped, mamba, moe, norm, paged, plain, rope, sampling
 
 if TYPE_CHECKING:
     from refgrid.proving.inputs.drawing import Drawing, Value
@@ -36,6 +36,10 @@ RULES: tuple[Rule, ...] = (
     Rule("dsa_paged", "block_table", dsa.block_table, of_workload=True),
     Rule("dsa_paged", "k_index_cache_fp8", dsa.packed_keys, of_workload=True),
     Rule("dsa_paged", "q_index_fp8", dsa.fp8_numbers),
+    Rule("gqa_grouped", "q_ranges", grouped.q_ranges, of_workload=True),
+    Rule("gqa_grouped", "k_ranges", grouped.k_ranges, of_workload=True),
+    Rule("gqa_grouped", "mask_types", grouped.mask_types, of_workload=True),
+    Rule("gqa_grouped", "[kv]", grouped.keys, of_workload=True),
     Rule("mamba_ssu", "state_batch_indices", mamba.slots, of_workload=True),
     Rule("mamba_ssu", "state", mamba.states, of_workload=True),
     Rule("mamba_ssu", "A", mamba.rates, of_workload=True),

@@ -1,0 +1,1 @@
+"""How fast grouped attention is, and beside what: `nox -s bench-grouped`, or `python -m grouped_bench` below tests/."""

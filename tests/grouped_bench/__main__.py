@@ -1,0 +1,64 @@
+"""`python -m grouped_bench`: time the shapes that are asked for, write a line each, then tables and a plot of them."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+import click
+
+from grouped_bench.report import markdown, plot, read, write_csv
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--shapes", "pattern", default="*", show_default=True, help="Names of shapes, such as zigzag-8B-*.")
+@click.option("--backends", default="fa3,triton,torch", show_default=True, help="Which, if they can run here.")
+@click.option("--rounds", default=15, show_default=True, help="How often each way has its turn.")
+@click.option("--device", default="cuda", show_default=True, help="cpu times nothing of interest; it tests this.")
+@click.option("--output", type=_FOLDER, default="results/grouped", show_default=True, help="Folder of what is written.")
+@click.option(
+    "--render", is_flag=True, help="Only write tables and plot of what was measured; needs matplotlib, no torch."
+)
+@click.option("--list", "listed", is_flag=True, help="Only list the shapes.")
+def main(pattern: str, backends: str, rounds: int, device: str, output: Path, *, render: bool, listed: bool) -> None:
+    """Time grouped attention beside what it replaces; a shape that was measured is not measured again."""
+    file = output / "grouped.jsonl"
+    if listed:
+        click.echo("\n".join(_names(pattern)))
+        return
+    if not render:
+        _measure(pattern, backends.split(","), rounds, device, file)
+    elif not file.exists():
+        raise click.UsageError(f"{file} is not there: measure first")
+    rows = read(file)
+    write_csv(rows, output / "grouped.csv")
+    (output / "grouped.md").write_text(markdown(rows), encoding="utf-8")
+    if render:
+        plot(rows, output / "grouped.png")
+    click.echo(f"written: {output}/grouped.csv, grouped.md{', grouped.png' if render else ''}")
+
+
+def _names(pattern: str) -> list[str]:
+    from grouped_bench.shapes import shapes
+
+    found = [shape.name for shape in shapes() if fnmatch(shape.name, pattern)]
+    if not found:
+        raise click.UsageError(f"--shapes {pattern!r} is none; --list tells them")
+    return found
+
+
+def _measure(pattern: str, backends: list[str], rounds: int, device: str, file: Path) -> None:
+    import torch
+
+    from grouped_bench.measure import measure
+    from grouped_bench.shapes import shapes
+
+    names = _names(pattern)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    measure([shape for shape in shapes() if shape.name in names], backends, rounds, torch.device(device), file)
+
+
+if __name__ == "__main__":
+    main()

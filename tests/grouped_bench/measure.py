@@ -1,0 +1,95 @@
+"""Times shapes one after the other; each becomes lines of a file as soon as it was measured."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from grouped_bench.parallel import parallel_ways
+from grouped_bench.report import Row, read
+from grouped_bench.shapes import Shape
+from grouped_bench.timing import Times, in_turns, replayed
+from grouped_bench.ways import Call, backward_ways, forward_ways, problem
+
+_PASSES: dict[str, Callable[..., tuple[dict[str, Call], dict[str, str]]]] = {
+    "forward": forward_ways,
+    "forward + backward": backward_ways,
+    "context parallel": parallel_ways,
+}
+# The origin's algorithm reads offsets from the device in every step: no graph can hold that.
+_EAGER_ONLY = {"context parallel"}
+
+
+def measure(chosen: Sequence[Shape], backends: Sequence[str], rounds: int, device: torch.device, file: Path) -> None:
+    """Append a row for each way, mode and pass to the file; what it holds already is not measured again."""
+    console = Console()
+    done = {(row["shape"], row["pass"]) for row in read(file)} if file.exists() else set()
+    with file.open("a", encoding="utf-8") as opened:
+        for number, shape in enumerate(chosen, 1):
+            for name in _PASSES:
+                if (shape.name, name) in done:
+                    continue
+                rows = list(_rows(shape, name, backends, rounds, device))
+                opened.writelines(json.dumps(row) + "\n" for row in rows)
+                opened.flush()
+                told = "; ".join(_short(row) for row in rows if "median_ms" in row)
+                console.print(f"{number} of {len(chosen)} {shape.name}, {name}: {told}", highlight=False)
+
+
+def _short(row: Row) -> str:
+    return f"{row['way']} {row['mode']} {row['median_ms']:.3f} ms, {row['tflops']:.0f} TFLOP/s"
+
+
+def _rows(shape: Shape, name: str, backends: Sequence[str], rounds: int, device: torch.device) -> Iterator[Row]:
+    """A row for each way and mode, and for each backend that cannot run it."""
+    of = problem(shape, device)
+    plan = of.plan(shape.pieces)
+    flops = plan.forward_flops + (plan.backward_flops if name != "forward" else 0)
+    ways, refused = _PASSES[name](of, backends)
+    union, reads = shape.key_bytes
+    common: Row = {
+        "shape": shape.name,
+        "kind": shape.kind,
+        "model": shape.model,
+        "tokens": shape.tokens,
+        "world": shape.world,
+        "rank": shape.rank,
+        "stride": shape.stride,
+        "pass": name,
+        "rounds": rounds,
+        "device": _device_name(device),
+        "torch": torch.__version__,
+        "key_bytes": union,
+        "key_reads": reads,
+    }
+    for way, reason in refused.items():
+        yield {**common, "mode": "", "way": way, "refused": reason}
+    graphs = device.type == "cuda" and name not in _EAGER_ONLY
+    modes = {"eager": in_turns, **({"graph": replayed} if graphs else {})}
+    for mode, timed in modes.items():
+        times = timed(ways, device, rounds) if ways else {}
+        for way, own in times.items():
+            yield {**common, "mode": mode, "way": way, **_told(own, flops), "speedups": _speedups(way, times)}
+
+
+def _told(times: Times, flops: int) -> dict[str, Any]:
+    low, high = times.spread
+    told = {"median_ms": times.median, "lowest_ms": low, "highest_ms": high}
+    return {**told, "tflops": flops / times.median / 1e9}
+
+
+def _speedups(way: str, times: dict[str, Times]) -> dict[str, tuple[float, float, float]]:
+    """Of a grouped call over everything else that was timed with it."""
+    if not way.endswith("grouped"):
+        return {}
+    return {other: times[way].speedup(theirs) for other, theirs in times.items() if other != way}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -1,0 +1,247 @@
+"""What times grouped attention: that its ways compute one thing, that its numbers say what they say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+import torch
+from click.testing import CliRunner
+from grouped_bench import shapes as shapes_module
+from grouped_bench import ways as ways_module
+from grouped_bench.__main__ import main
+from grouped_bench.parallel import parallel_ways
+from grouped_bench.report import Row, markdown, plot, write_csv
+from grouped_bench.shapes import Shape, prefixes, shapes, shared, zigzag
+from grouped_bench.timing import Times, in_turns
+from grouped_bench.ways import backward_ways, forward_ways, problem
+
+from refgrid_solutions.grouped_attention import CAUSAL
+
+CPU = torch.device("cpu")
+TINY = Shape("tiny", "zigzag", "8B", 64, (4, 2), ((0, 8, 0, 16, CAUSAL), (8, 16, 0, 56, CAUSAL)), 4, 1)
+
+
+def tiny() -> ways_module.Problem:
+    return problem(TINY, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.parametrize("stride", [0, 1])
+def test_a_rank_and_the_algorithm_that_it_comes_from_compute_the_same(rank: int, stride: int) -> None:
+    of = problem(replace(zigzag("8B", 64, 4, rank), heads=(4, 2), stride=stride), CPU, torch.float32)
+
+    ways, _ = parallel_ways(of, ["reference"])
+
+    results = [call() for call in ways.values()]
+    assert list(ways) == [f"reference: {way}" for way in ("grouped", "a call for each chunk", "the origin's algorithm")]
+    torch.testing.assert_close(results[1:], results[:1] * 2)
+
+
+def test_a_shape_of_one_rank_is_no_context_parallelism() -> None:
+    assert parallel_ways(problem(prefixes(2, 4, (4, 2)), CPU, torch.float32), ["reference"]) == ({}, {})
+
+
+@pytest.mark.parametrize("make", [forward_ways, backward_ways])
+def test_the_ways_of_a_shape_compute_the_same(make: object) -> None:
+    ways, refused = make(tiny(), ["reference"])  # type: ignore[operator] # either of two functions
+
+    one, other = ways["reference: grouped"](), ways["reference: launches in order"]()
+    torch.testing.assert_close(one, other)
+    assert not refused
+    assert ways["reference: dense, as many FLOPs"]().isfinite().all()
+
+
+def test_a_way_to_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways_module, "_in_order", lambda of, _: lambda: torch.zeros_like(of.q))
+
+    with pytest.raises(ValueError, match=r"reference: launches in order and reference: grouped differ by"):
+        forward_ways(tiny(), ["reference"])
+
+
+def test_a_backend_that_cannot_run_is_named_with_its_reason() -> None:
+    ways, refused = forward_ways(problem(TINY, CPU), ["fa3", "reference"])
+
+    assert list(refused) == ["fa3"]
+    assert refused["fa3"]
+    assert all(name.startswith("reference") for name in ways)
+
+
+def test_the_dense_call_has_as_many_visible_pairs() -> None:
+    of = tiny()
+    plan = of.plan(TINY.pieces)
+    dense = ways_module._dense_problem(of, plan)
+
+    assert dense.plan(dense.shape.pieces).forward_flops == pytest.approx(plan.forward_flops, rel=0.03)
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_context_parallel_rank_computes_the_same_rows(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PyTorch's formula in place of its CUDA kernel; the shards, the masks and the merge are the way's own."""
+    monkeypatch.setattr(ways_module, "_flash", _formula)
+    shape = zigzag("8B", 64, 4, rank)
+    of = problem(shape, CPU, torch.float32)
+
+    found = ways_module._context_parallel(of)()
+
+    torch.testing.assert_close(found, forward_ways(of, ["reference"])[0]["reference: grouped"]())
+
+
+def _formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool) -> object:
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        wide = [each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v)]
+        scores = torch.einsum("qhd,khd->hqk", q, wide[0]) / math.sqrt(q.shape[2])
+        if causal:
+            hidden = torch.ones(len(q), len(k), dtype=torch.bool).triu(1 + len(k) - len(q))
+            scores = scores.masked_fill(hidden, -math.inf)
+        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), wide[1]), scores.logsumexp(-1)
+
+    return run
+
+
+def test_key_bytes_are_those_of_the_union_and_of_every_read() -> None:
+    each = 4 * 128 * 8
+
+    assert zigzag("8B", 4096, 8, 7).key_bytes == (each * 9 * 256, each * 17 * 256)
+    assert shared(16, 4, 65536).key_bytes == (each * 65536, 16 * each * 65536)
+    assert prefixes(2, 10, (8, 2)).key_bytes == (each // 4 * 20, each // 4 * 30)
+
+
+def test_names_of_shapes_are_their_own_and_no_slice_is_empty() -> None:
+    names = [shape.name for shape in shapes()]
+
+    assert len(set(names)) == len(names)
+    assert all(piece[0] < piece[1] and piece[2] < piece[3] for shape in shapes() for piece in shape.pieces)
+
+
+def test_a_speedup_is_the_median_over_rounds_and_lies_where_it_says() -> None:
+    fast, slow = Times((1.0, 1.0, 2.0, 1.0, 1.0)), Times((2.0, 2.0, 2.0, 2.0, 2.1))
+
+    median, low, high = fast.speedup(slow)
+
+    assert (median, fast.median, fast.spread) == (2.0, 1.0, (1.0, 2.0))
+    assert low <= 2.0 <= high <= 2.1
+    assert slow.speedup(fast)[0] == 0.5
+
+
+def test_every_way_has_a_turn_in_every_round() -> None:
+    counts = {"one": 0, "other": 0}
+
+    def call(name: str) -> None:
+        counts[name] += 1
+
+    times = in_turns({name: lambda name=name: call(name) for name in counts}, CPU, rounds=3)  # type: ignore[misc] # its own name
+
+    assert {name: len(each.rounds) for name, each in times.items()} == {"one": 3, "other": 3}
+    assert min(counts.values()) >= 3
+
+
+class Figure:
+    """matplotlib's, as far as the plot goes; that is not part of what tests install."""
+
+    drawn: ClassVar[dict[str, list[tuple[int, float]]]] = {}
+
+    def __init__(self, **_: object) -> None:
+        self.drawn.clear()
+
+    def subplots(self, *_: int, **__: object) -> list[Figure]:
+        return [self, self]
+
+    def plot(self, tokens: tuple[int, ...], tflops: tuple[float, ...], *, label: str, marker: str) -> None:
+        assert marker
+        self.drawn[label] = list(zip(tokens, tflops, strict=True))
+
+    def set(self, **_: object) -> None: ...
+
+    def legend(self, **_: object) -> None: ...
+
+    def savefig(self, file: Path, **_: object) -> None:
+        file.write_bytes(b"a plot")
+
+
+@pytest.fixture(autouse=True)
+def figure(monkeypatch: pytest.MonkeyPatch) -> type[Figure]:
+    monkeypatch.setitem(sys.modules, "matplotlib", ModuleType("matplotlib"))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", made := ModuleType("matplotlib.figure"))
+    vars(made)["Figure"] = Figure
+    return Figure
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(shapes_module, "shapes", lambda: iter([TINY]))
+    arguments = ["--device", "cpu", "--backends", "fa3,reference", "--rounds", "2", "--output", str(tmp_path)]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "1 of 1 tiny, forward: reference: grouped eager" in " ".join(done.output.split())
+    return tmp_path
+
+
+def test_a_run_writes_what_it_measured_and_what_it_did_not(measured: Path) -> None:
+    with (measured / "grouped.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    told = (measured / "grouped.md").read_text()
+
+    grouped = [line for line in lines if line["way"] == "reference: grouped" and line["pass"] == "forward"]
+    assert [line["over"] for line in grouped] == [
+        "",
+        "reference: launches in order",
+        "reference: dense, as many FLOPs",
+    ]
+    assert "## zigzag, forward\n" in told
+    assert "over launches in order" in told
+    assert "## Not run\n\n- fa3: " in told
+
+
+def test_what_was_measured_is_not_measured_again(measured: Path) -> None:
+    before = (measured / "grouped.jsonl").read_text()
+
+    CliRunner().invoke(main, ["--device", "cpu", "--output", str(measured)], catch_exceptions=False)
+
+    assert (measured / "grouped.jsonl").read_text() == before
+
+
+def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type[Figure]) -> None:
+    shape = {"kind": "zigzag", "model": "8B", "world": 8, "rank": 7, "stride": 0, "pass": "forward", "mode": "graph"}
+    speedups = {"fa3: launches in order": (1.25, 1.2, 1.3)}
+    time = {"way": "fa3: grouped", "median_ms": 1.0, "tflops": 600.0, "speedups": speedups}
+    rows: list[Row] = [{"shape": f"z{tokens}", "tokens": tokens, **shape, **time} for tokens in (4096, 8192)]
+
+    plot([*rows, {**rows[0], "rank": 0}], tmp_path / "plot.png")
+    assert figure.drawn == {"fa3: grouped": [(4096, 600.0), (8192, 600.0)]}
+    write_csv(rows, tmp_path / "rows.csv")
+
+    assert "| z4096 | graph | 600 | fa3 1.25x [1.20, 1.30] over launches in order |" in markdown(rows)
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 5
+    assert json.dumps(rows)
+
+
+def test_rendering_measures_nothing_and_adds_the_plot(measured: Path) -> None:
+    before = (measured / "grouped.jsonl").read_text()
+
+    done = CliRunner().invoke(main, ["--render", "--output", str(measured)], catch_exceptions=False)
+
+    assert done.output == f"written: {measured}/grouped.csv, grouped.md, grouped.png\n"
+    assert (measured / "grouped.jsonl").read_text() == before
+    assert (measured / "grouped.png").read_bytes() == b"a plot"
+
+
+def test_rendering_what_was_never_measured_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--render", "--output", str(tmp_path)])
+
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'grouped.jsonl'} is not there: measure first" in " ".join(done.output.split())
+
+
+def test_a_pattern_without_a_shape_is_refused() -> None:
+    done = CliRunner().invoke(main, ["--shapes", "nothing-*"])
+
+    assert done.exit_code == 2
+    assert "--shapes 'nothing-*' is none; --list tells them" in done.output

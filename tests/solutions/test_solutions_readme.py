@@ -1,0 +1,59 @@
+"""The member's README: what it shows is run as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from process_ranks import _end, torchrun
+
+README = Path(__file__).resolve().parents[2] / "solutions/README.md"
+
+
+def test_the_example_prints_what_the_readme_says(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    ((world_size, name, printed),) = re.findall(
+        r"```console\n\$ torchrun --standalone --nproc-per-node=(\d+) (\S+)\n(.*?)\n```", README.read_text(), re.DOTALL
+    )
+    script = tmp_path / name
+    script.write_text(program)
+
+    assert printed in torchrun(script, int(world_size)).splitlines()
+
+
+def test_a_rank_that_fails_under_torchrun_is_heard(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("import os\nif os.environ['RANK'] == '1':\n    raise SystemExit('the last words')\n")
+
+    with pytest.raises(AssertionError, match=r"(?s)torchrun of 2 ranks of fails.py ended with 1\n.*the last words"):
+        torchrun(script, 2)
+
+
+def test_ranks_that_hang_under_torchrun_are_killed(tmp_path: Path) -> None:
+    script = tmp_path / "hangs.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+
+    with pytest.raises(
+        AssertionError, match=r"torchrun of 1 ranks of hangs\.py ended with nothing within 1 s, so it was"
+    ):
+        torchrun(script, 1, limit=1)
+
+
+RANK = "import time; print('here', flush=True); time.sleep(600)"
+LAUNCHER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}], start_new_session=True)"
+
+
+def test_a_rank_with_a_session_of_its_own_ends_with_its_launcher() -> None:
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == b"here\n"
+        (rank,) = psutil.Process(launcher.pid).children()
+
+        _end(launcher.pid)
+
+        assert launcher.stdout.read() == b""  # both ends of the pipe that could still write are closed
+    assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE

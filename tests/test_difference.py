@@ -1,0 +1,103 @@
+"""Where two environments of one machine ended differently, in a line each; no evidence is no difference."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from test_matrix import CPU, H200, all_are, cases, run
+
+from refgrid.records.record import Run, Verdict
+from refgrid.report.difference import Difference
+from refgrid.report.matrix import build, to_dict, write_files
+from refgrid.report.terminal import print_matrix
+
+NEWER = replace(H200, name="cu132")
+NEWEST = replace(H200, name="cu140")
+
+
+def found(*runs: Run) -> tuple[Difference, ...]:
+    return build(runs).differences
+
+
+def test_equal_differences_are_one_line_with_the_reason() -> None:
+    same, other = cases(2, "torch"), cases(3, "flashinfer")
+    refused = (Verdict.UNSUPPORTED, "Unsupported group_size: 6")
+
+    (line,) = found(
+        run(all_are(Verdict.MATCH, same) | all_are(refused, other), environment=H200, name="a"),
+        run(all_are(Verdict.MATCH, [*same, *other]), environment=NEWER, name="b"),
+        run(all_are(Verdict.MATCH, [*same, *other]), environment=NEWEST, name="c"),
+    )
+
+    assert (line.machine, line.op, line.against, line.count) == ("NVIDIA H200", "gemm", "flashinfer", 3)
+    assert [side.told for side in line.sides] == [
+        "match in cu132 and cu140",
+        "unsupported in cu130: Unsupported group_size: 6",
+    ]
+    assert line.example == other[0].id
+
+
+def test_reasons_that_differ_in_words_are_lines_of_their_own() -> None:
+    one, two = cases(2, "flashinfer")
+
+    lines = found(
+        run({one: (Verdict.MISMATCH, "out is off"), two: (Verdict.MISMATCH, "lse is off")}, environment=H200, name="a"),
+        run(all_are(Verdict.MATCH, [one, two]), environment=NEWER, name="b"),
+    )
+
+    assert [line.count for line in lines] == [1, 1]
+    assert {line.sides[1].reason for line in lines} == {"out is off", "lse is off"}
+
+
+@pytest.mark.parametrize("silent", [Verdict.NOT_RUN, None])
+def test_a_case_that_was_not_run_says_nothing(silent: Verdict | None) -> None:
+    (of,) = cases(1)
+    other = {of: silent} if silent else {}
+
+    assert not found(
+        run({of: Verdict.MATCH}, environment=H200, name="a"),
+        run(other, environment=NEWER, name="b", planned=[of] if silent else []),  # type: ignore[arg-type] # nothing told
+    )
+
+
+def test_machines_of_another_kind_are_not_compared() -> None:
+    (of,) = cases(1)
+
+    assert not found(
+        run({of: Verdict.MATCH}, environment=CPU, name="a"),
+        run({of: Verdict.MISMATCH}, environment=H200, name="b"),
+    )
+
+
+def test_cached_is_the_match_that_it_is() -> None:
+    (of,) = cases(1)
+
+    assert not found(
+        run({of: Verdict.CACHED}, environment=H200, name="a"), run({of: Verdict.MATCH}, environment=NEWER, name="b")
+    )
+
+
+def test_the_matrix_shows_them_everywhere(tmp_path: Path) -> None:
+    (of,) = cases(1)
+    matrix = build(
+        [
+            run({of: Verdict.MATCH}, environment=H200, name="a"),
+            run({of: (Verdict.MISMATCH, "out [0] is 1 | 2")}, environment=NEWER, name="b"),
+        ]
+    )
+    printed = io.StringIO()
+    print_matrix(matrix, Console(file=printed, width=200))
+    write_files(matrix, tmp_path)
+
+    assert "NVIDIA H200 · gemm · torch · 1 cases: match in cu130; mismatch in cu132: out [0] is 1 | 2" in (
+        printed.getvalue()
+    )
+    (told,) = json.loads((tmp_path / "matrix.json").read_text())["differences"]
+    assert told == json.loads(json.dumps(to_dict(matrix)["differences"][0]))
+    assert [side["verdict"] for side in told["sides"]] == ["match", "mismatch"]
+    assert "match in cu130; mismatch in cu132: out \\[0\\] is 1 \\| 2" in (tmp_path / "matrix.md").read_text()
