@@ -17,9 +17,12 @@ pytest_plugins = ["pytester"]
 REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
 
 
-def pytest_collect_directory(path: Path) -> None:
-    """Tests of solutions/ run its Triton kernels on a CPU, which is settled before torch's compiler imports Triton."""
-    if path.name == "solutions" and importlib.util.find_spec("triton"):
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    """Tests of solutions/ run its Triton kernels on a CPU, which is settled before torch's compiler imports Triton.
+
+    Not when the folder is only seen in passing: tests/gpu and the product itself need kernels that are compiled.
+    """
+    if module_path.parent.name == "solutions" and importlib.util.find_spec("triton"):
         importlib.import_module("interpreted_triton")
 
 

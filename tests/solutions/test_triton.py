@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -226,3 +229,21 @@ def test_kernels_on_a_gpu_are_compiled_ones_for_hopper(monkeypatch: pytest.Monke
 
 def test_it_is_in_the_table() -> None:
     assert vars(backends.load("triton")) is vars(backend)
+
+
+@pytest.mark.parametrize(
+    ("collected", "interpreted"),
+    [("solutions/test_triton_work.py", True), ("gpu/test_grouped_attention_gpu.py", False)],
+)
+def test_kernels_are_interpreted_in_runs_of_this_folder_only(collected: str, interpreted: bool) -> None:
+    """Whoever names tests/gpu passes by this folder, and must not find kernels interpreted."""
+    code = (
+        "import pytest, sys; pytest.main(['--collect-only', sys.argv[1]]); print('interpreted_triton' in sys.modules)"
+    )
+    where = Path(__file__).parents[1] / collected
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(where)], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert told.stdout.splitlines()[-1] == str(interpreted), told.stdout
