@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from grouped_layouts import CAUSAL, FULL, Layout, Subject, drawn, layouts, plann
 
 from refgrid_solutions.grouped_attention import backends, grouped_flash_attn_func
 from refgrid_solutions.grouped_attention.backends import triton as backend
-from refgrid_solutions.grouped_attention.backends.triton import items
+from refgrid_solutions.grouped_attention.backends.triton import differentiation, items
 from refgrid_solutions.grouped_attention.backends.triton.attention import attend
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Configuration, Tiles
 
@@ -114,6 +115,43 @@ def test_poisoned_keys_of_gradients_added_up_in_memory(monkeypatch: pytest.Monke
     monkeypatch.setattr("refgrid_solutions.grouped_attention.plan.GroupedAttnPlan.deterministic", False)
 
     check_poisoned_keys(LAYOUTS["gaps"], PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("planned_so", "set_so", "ways"),
+    [
+        (False, False, {"of_keys"}),
+        (True, False, {"of_rows", "of_keys"}),
+        (False, True, {"of_rows", "of_keys"}),
+    ],
+)
+@pytest.mark.usefixtures("reduced")
+def test_either_way_to_ask_for_the_same_bits_is_heard(
+    planned_so: bool, set_so: bool, ways: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: set[str] = set()
+    for name in ("of_rows", "of_keys"):
+        kernel = getattr(differentiation, name)
+        monkeypatch.setattr(differentiation, name, Counted(kernel, name, launched))
+    layout = LAYOUTS["both masks"]
+    plan, leaves = planned(layout, PLAIN, deterministic=planned_so), [t.requires_grad_() for t in drawn(layout, PLAIN)]
+    out = grouped_flash_attn_func(leaves[0], leaves[1], leaves[2], plan, return_lse=False, backend="triton")
+
+    with poisoned_memory() if set_so else nullcontext():
+        out.backward(torch.ones_like(out))
+
+    assert launched == ways
+
+
+class Counted:
+    """A kernel that says when it is launched."""
+
+    def __init__(self, kernel: Any, name: str, launched: set[str]) -> None:
+        self.kernel, self.name, self.launched = kernel, name, launched
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.launched.add(self.name)
+        return self.kernel[grid]
 
 
 @pytest.mark.parametrize("scale", [-0.2, 0.0])

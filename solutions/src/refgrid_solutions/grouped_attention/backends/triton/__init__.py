@@ -1,6 +1,7 @@
 """Kernels of our own in Triton, forward and backward, for Hopper GPUs; on a CPU by Triton's interpreter.
 
-Keys are never split (max_splits). Unless the plan is deterministic, gradients of q are added up in memory.
+Keys are never split (max_splits). Unless the plan or PyTorch is told to be deterministic, gradients of q are added
+up in memory, in whatever order programs come to it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def backward(
     sizes, _, work = _unpacked(plan)
     q, scale, sign = _positive(q, scale)
     told = [loadable(tensor) for tensor in (dout, q, k, v)]
-    reduced = not plan.deterministic and plan.device.type in _REDUCES
+    any_order = not (plan.deterministic or torch.are_deterministic_algorithms_enabled())
+    reduced = any_order and plan.device.type in _REDUCES
     with torch.cuda.device_of(q):
         dq, dk, dv = differentiated(told, out.contiguous(), lse.contiguous(), scale, work, sizes, reduced=reduced)
     return (dq if sign == 1 else dq * sign), dk, dv
