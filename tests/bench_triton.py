@@ -29,37 +29,32 @@ from refgrid_solutions.grouped_attention.backends import naive, triton
 from refgrid_solutions.grouped_attention.backends.triton import differentiation
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Tiles
 
-# As many programs as there are items: the device deals them out itself.
-ALL = 2**20
 CANDIDATES: dict[tuple[str, int], list[Tiles]] = {
     ("forward", 128): [
-        *(Tiles(128, 128, 8, 2), Tiles(128, 128, 8, 2, ALL), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3)),
-        *(Tiles(128, 64, 8, 4), Tiles(128, 64, 8, 3, ALL), Tiles(64, 64, 4, 2, 2), Tiles(64, 128, 4, 2)),
+        *(Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 4)),
+        *(Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(64, 128, 4, 2)),
     ],
     ("forward", 64): [
-        *(Tiles(128, 128, 8, 3), Tiles(128, 128, 8, 3, ALL), Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3)),
-        *(Tiles(128, 64, 4, 3, 2), Tiles(128, 64, 4, 3, ALL), Tiles(64, 128, 4, 2, 2), Tiles(64, 64, 4, 4, 2)),
+        *(Tiles(128, 128, 8, 3), Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3), Tiles(128, 64, 4, 3)),
+        *(Tiles(64, 128, 4, 2), Tiles(64, 128, 4, 3), Tiles(64, 64, 4, 4)),
     ],
     ("of_rows", 128): [
-        *(Tiles(128, 128, 8, 2), Tiles(128, 128, 8, 2, ALL), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3)),
-        Tiles(64, 64, 4, 2, 2),
+        *(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3)),
     ],
     ("of_rows", 64): [
-        *(Tiles(128, 128, 8, 2), Tiles(128, 128, 8, 3), Tiles(128, 128, 8, 2, ALL), Tiles(128, 64, 8, 3)),
-        *(Tiles(128, 64, 4, 2, 2), Tiles(64, 128, 4, 2, 2)),
+        *(Tiles(128, 128, 8, 2), Tiles(128, 128, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 4, 2)),
+        *(Tiles(64, 128, 4, 2), Tiles(64, 64, 4, 3)),
     ],
     ("of_keys", 128): [
-        *(Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 2, ALL), Tiles(64, 128, 8, 3), Tiles(32, 128, 8, 3)),
-        Tiles(64, 64, 4, 2, 2),
+        *(Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3), Tiles(32, 128, 8, 3)),
     ],
     ("of_keys", 64): [
-        *(Tiles(64, 128, 8, 3), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 3, ALL), Tiles(128, 128, 8, 2)),
-        *(Tiles(64, 64, 4, 3, 2), Tiles(64, 128, 8, 4)),
+        *(Tiles(64, 128, 8, 3), Tiles(64, 128, 8, 2), Tiles(64, 128, 8, 4), Tiles(128, 128, 8, 2)),
+        *(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(64, 128, 4, 2)),
     ],
 }
-CANDIDATES |= {("of_keys, reduced", head_dim): CANDIDATES["of_keys", head_dim] for head_dim in TABLE}
 # Products of a kernel, in halves of what the plan counts forward.
-PRODUCTS = {"forward": 2, "of_rows": 3, "of_keys": 4, "of_keys, reduced": 5}
+PRODUCTS = {"forward": 2, "of_rows": 3, "of_keys": 4}
 LAYOUTS = {
     "causal 8K": Layout([(0, 8192, 0, 8192, CAUSAL)], 8192, 8192),
     "zigzag 32K, rank 0 of 8": zigzag([32768], 0, 8),
@@ -89,8 +84,7 @@ class Inputs(NamedTuple):
 def only(case: Case) -> Iterator[None]:
     """The table with the case's tiles."""
     before = TABLE[case.head_dim]
-    part = case.kernel.partition(",")[0]
-    TABLE[case.head_dim] = before._replace(**{part: case.tiles})
+    TABLE[case.head_dim] = before._replace(**{case.kernel: case.tiles})
     try:
         yield
     finally:
@@ -107,15 +101,13 @@ def launch_of(case: Case, inputs: Inputs) -> tuple[GroupedAttnPlan, Callable[[],
     out, lse = triton.forward(q, k, v, plan, scale)
     sizes, _, work = triton._unpacked(plan)
     told = differentiation.Told(dout, q, k, v, differentiation._summarized(out, dout, lse, work, sizes.of_rows))
-    sums = q.new_zeros(q.shape, dtype=torch.float32)
 
     def launch() -> dict[str, torch.Tensor]:
         if case.kernel == "forward":
             return {"out": triton.forward(q, k, v, plan, scale)[0]}
         if case.kernel == "of_rows":
             return {"dq": differentiation._of_rows(told, scale, work, sizes.of_rows)}
-        reduced = sums if case.kernel.endswith("reduced") else None
-        dk, dv = differentiation._of_keys(told, scale, work, sizes.of_keys, reduced)
+        dk, dv = differentiation._of_keys(told, scale, work, sizes.of_keys)
         return {"dk": dk, "dv": dv}
 
     return plan, launch
@@ -169,34 +161,30 @@ def report(case: Case, name: str, inputs: Inputs) -> None:
     plan, launch = launch_of(case, inputs)
     error, time_taken = error_of(launch(), inputs.expected), seconds(launch)
     rate = plan.forward_flops * PRODUCTS[case.kernel] / 2 / time_taken / 1e12
-    grid = "items" if case.tiles.resident == ALL else str(case.tiles.resident)
-    tiles = "x".join(map(str, case.tiles[:2])) + f" w{case.tiles.warps} s{case.tiles.stages} grid {grid}"
+    tiles = "x".join(map(str, case.tiles[:2])) + f" w{case.tiles.warps} s{case.tiles.stages}"
     say(case.kernel, case.head_dim, name, tiles, time_taken, rate, error)
 
 
 def report_whole(head_dim: int, name: str, inputs: Inputs) -> None:
-    """Both ways through the table's kernels, replayed as graphs: no time of the host's."""
+    """The whole way back through the table's kernels, replayed as a graph: no time of the host's."""
     q, k, v, dout = inputs.tensors
     scale = head_dim**-0.5
-    for deterministic in (False, True):
-        plan = planned(inputs.layout, inputs.subject, deterministic=deterministic)
-        plan.prepare("triton")
-        out, lse = triton.forward(q, k, v, plan, scale)
-        told = dout, q, k, v, out, lse, plan, scale
-        error = error_of(dict(zip(("dq", "dk", "dv"), triton.backward(*told), strict=True)), inputs.expected)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            triton.backward(*told)
-        time_taken = seconds(graph.replay)
-        rate = plan.backward_flops / time_taken / 1e12
-        how = "deterministic" if deterministic else "reduced"
-        say("backward", head_dim, name, how, time_taken, rate, error)
+    plan = planned(inputs.layout, inputs.subject)
+    plan.prepare("triton")
+    out, lse = triton.forward(q, k, v, plan, scale)
+    told = dout, q, k, v, out, lse, plan, scale
+    error = error_of(dict(zip(("dq", "dk", "dv"), triton.backward(*told), strict=True)), inputs.expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        triton.backward(*told)
+    time_taken = seconds(graph.replay)
+    say("backward", head_dim, name, "whole", time_taken, plan.backward_flops / time_taken / 1e12, error)
 
 
 def say(kernel: str, head_dim: int, name: str, what: str, time_taken: float, rate: float, error: float) -> None:
     """A line of the table."""
     times = f"{time_taken * 1e6:9.1f} us {rate:6.1f} TFLOP/s"
-    write(f"{kernel:17} {head_dim:4} {name:24} {what:26} {times} error {error:.1e}")
+    write(f"{kernel:9} {head_dim:4} {name:24} {what:14} {times} error {error:.1e}")
 
 
 def write(line: str) -> None:

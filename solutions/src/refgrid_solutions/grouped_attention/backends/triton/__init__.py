@@ -1,7 +1,6 @@
 """Kernels of our own in Triton, forward and backward, for Hopper GPUs; on a CPU by Triton's interpreter.
 
-Keys are never split (max_splits). Unless the plan or PyTorch is told to be deterministic, gradients of q are added
-up in memory, in whatever order programs come to it.
+Keys are never split (max_splits), and nothing is added up in memory: every call gives the same bits.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_int
 
 _SINCE = (3, 6)
 _HOPPER = (9, 0)
-# Where the copy engine adds to memory; Triton's interpreter has no such thing.
-_REDUCES = ("cuda",)
 
 
 def refuses(plan: GroupedAttnPlan) -> str:
@@ -69,16 +66,14 @@ def backward(
     plan: GroupedAttnPlan,
     scale: float,
 ) -> Gradients:
-    """Two launches, three for a deterministic plan: gradients of q, k and v, each as its tensor."""
+    """Three launches: gradients of q, k and v, each as its tensor."""
     if not (plan.total_q and plan.total_k):
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     sizes, _, work = _unpacked(plan)
     q, scale, sign = _positive(q, scale)
     told = [loadable(tensor) for tensor in (dout, q, k, v)]
-    any_order = not (plan.deterministic or torch.are_deterministic_algorithms_enabled())
-    reduced = any_order and plan.device.type in _REDUCES
     with torch.cuda.device_of(q):
-        dq, dk, dv = differentiated(told, out.contiguous(), lse.contiguous(), scale, work, sizes, reduced=reduced)
+        dq, dk, dv = differentiated(told, out.contiguous(), lse.contiguous(), scale, work, sizes)
     return (dq if sign == 1 else dq * sign), dk, dv
 
 

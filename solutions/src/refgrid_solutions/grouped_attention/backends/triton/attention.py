@@ -1,8 +1,6 @@
-"""The forward kernel: a program takes tiles of rows from the work list, and walks over the keys of each.
+"""The forward kernel: a program takes a tile of rows from the work list, and walks over its keys.
 
-A tile's blocks of keys come in two loops: those that all of its rows see, then those that need a mask. In each step the
-product of weights and values is that of the block before: nothing in the step waits for it, so the tensor cores have it
-to do while the softmax of this block is computed.
+A tile's blocks of keys come in two loops: those that all of its rows see, then those that need a mask.
 """
 
 from __future__ import annotations
@@ -12,20 +10,9 @@ import triton
 import triton.language as tl
 
 from refgrid_solutions.grouped_attention.backends.triton.configurations import Tiles
-from refgrid_solutions.grouped_attention.backends.triton.items import LOG2_E, described, head_and_tile, item_at
+from refgrid_solutions.grouped_attention.backends.triton.items import LOG2_E, described, head_and_tile
 
 _LN_2 = tl.constexpr(1 / LOG2_E)
-
-
-@triton.jit
-def _hidden_zeros(seen: tl.tensor, scale: tl.tensor, KEYS: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
-    """Weights of no block [rows, KEYS], as bits.
-
-    Zeros that the compiler knows, or can compute before the first tile, it would keep through the loops in a register
-    each; of these, two in one.
-    """
-    zeros = (seen[:, None] + tl.arange(0, KEYS)[None, :]).to(tl.float32) * (scale * 0.0)
-    return zeros.to(dtype).to(tl.int16, bitcast=True)
 
 
 @triton.jit
@@ -65,18 +52,14 @@ def _step(
     MASKED: tl.constexpr,
     KEYS: tl.constexpr,
 ) -> tl.tuple:
-    """One block: its scores, the values of the block before, its weights.
-
-    The weights are carried as bits: only what is made into an operand in the step is taken from registers.
-    """
-    sums, total, largest, shrink, weights = state
+    """One block of keys: its scores, its weights, and what it adds to the sums of values."""
+    sums, total, largest = state
     width: tl.constexpr = sums.shape[1]
     k = k_desc.load([head, key + block * KEYS, 0]).reshape(KEYS, width)
     scores = tl.dot(rows, k.T)
-    v = v_desc.load([head, key + tl.maximum(block - 1, 0) * KEYS, 0]).reshape(KEYS, width)
-    sums = tl.dot(weights.to(v.dtype, bitcast=True), v, sums * shrink[:, None])
     weights, shrink, largest, total = _softmax(scores, largest, total, seen, scale, block * KEYS, MASKED, KEYS)
-    return sums, total, largest, shrink, weights.to(v.dtype).to(tl.int16, bitcast=True)
+    v = v_desc.load([head, key + block * KEYS, 0]).reshape(KEYS, width)
+    return tl.dot(weights.to(v.dtype), v, sums * shrink[:, None]), total, largest
 
 
 @triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "total_q"])
@@ -102,38 +85,31 @@ def attend(
 
     work: row_tiles. scale: of the scores, positive, times log2(e). section: heads that are taken together.
     """
-    for base in tl.range(0, num_tiles * heads - tl.program_id(0), tl.num_programs(0)):
-        head, tile = head_and_tile(item_at(base, num_tiles * heads), num_tiles, heads, section)
-        work_at = work + tile * 8
-        row, key = tl.load(work_at), tl.load(work_at + 2)
-        whole, masked = tl.load(work_at + 3), tl.load(work_at + 4)
-        offsets = tl.arange(0, ROWS)
-        seen = tl.minimum(offsets + tl.load(work_at + 5), tl.load(work_at + 6))
-        rows = q_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
-        state = (
-            tl.zeros([ROWS, WIDTH], tl.float32),
-            tl.zeros([ROWS], tl.float32),
-            tl.full([ROWS], -float("inf"), tl.float32),
-            tl.full([ROWS], 1.0, tl.float32),
-            _hidden_zeros(seen, scale, KEYS, out.dtype.element_ty),
-        )
-        for block in tl.range(0, whole, num_stages=STAGES):
-            state = _step(state, rows, k_desc, v_desc, head // group, key, block, seen, scale, False, KEYS)
-        for block in tl.range(whole, whole + masked, num_stages=STAGES):
-            state = _step(state, rows, k_desc, v_desc, head // group, key, block, seen, scale, True, KEYS)
-        sums, total, largest, shrink, weights = state
-        last = key + tl.maximum(whole + masked - 1, 0) * KEYS
-        v = v_desc.load([head // group, last, 0]).reshape(KEYS, WIDTH)
-        sums = tl.dot(weights.to(v.dtype, bitcast=True), v, sums * shrink[:, None])
-        blind = total == 0.0
-        total = tl.where(blind, 1.0, total)
-        # Not by the copy engine: below the tile's last row is another slice, which another program writes.
-        row, count = tl.load(work_at), tl.load(work_at + 1)
-        at = (row.to(tl.int64) * heads + head) * WIDTH
-        place = at + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
-        tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=(offsets < count)[:, None])
-        logarithm = tl.where(blind, -float("inf"), (largest + tl.log2(total)) * _LN_2)
-        tl.store(lse + head.to(tl.int64) * total_q + row + offsets, logarithm, mask=offsets < count)
+    head, tile = head_and_tile(tl.program_id(0), num_tiles, heads, section)
+    work_at = work + tile * 8
+    row, count, key = tl.load(work_at), tl.load(work_at + 1), tl.load(work_at + 2)
+    whole, masked = tl.load(work_at + 3), tl.load(work_at + 4)
+    offsets = tl.arange(0, ROWS)
+    seen = tl.minimum(offsets + tl.load(work_at + 5), tl.load(work_at + 6))
+    rows = q_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
+    state = (
+        tl.zeros([ROWS, WIDTH], tl.float32),
+        tl.zeros([ROWS], tl.float32),
+        tl.full([ROWS], -float("inf"), tl.float32),
+    )
+    for block in tl.range(0, whole, num_stages=STAGES):
+        state = _step(state, rows, k_desc, v_desc, head // group, key, block, seen, scale, False, KEYS)
+    for block in tl.range(whole, whole + masked, num_stages=STAGES):
+        state = _step(state, rows, k_desc, v_desc, head // group, key, block, seen, scale, True, KEYS)
+    sums, total, largest = state
+    blind = total == 0.0
+    total = tl.where(blind, 1.0, total)
+    # Not by the copy engine: below the tile's last row is another slice, which another program writes.
+    at = (row.to(tl.int64) * heads + head) * WIDTH
+    place = at + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
+    tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=(offsets < count)[:, None])
+    logarithm = tl.where(blind, -float("inf"), (largest + tl.log2(total)) * _LN_2)
+    tl.store(lse + head.to(tl.int64) * total_q + row + offsets, logarithm, mask=offsets < count)
 
 
 def attended(
@@ -144,7 +120,7 @@ def attended(
     group = heads // k.shape[1]
     out = q.new_empty((count, heads, width))
     lse = q.new_empty((heads, count), dtype=torch.float32)
-    attend[tiles.grid(len(work) * heads, q.device)](
+    attend[(len(work) * heads,)](
         *(described(q, tiles.rows), described(k, tiles.keys), described(v, tiles.keys)),
         *(out, lse, work, scale * LOG2_E, len(work), heads, section * group, group, count),
         *(tiles.rows, tiles.keys, width, tiles.stages),

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 
 class Tiles(NamedTuple):
-    """Rows of q and keys of a tile, warps of a program, stages of its loads, programs that a processor holds."""
+    """Rows of q and keys of a tile, warps of a program, stages of its loads."""
 
     rows: int
     keys: int
     warps: int
     stages: int
-    resident: int = 1
-
-    def grid(self, items: int, device: torch.device) -> tuple[int]:
-        """As many programs as the device holds at a time, no more than there are items."""
-        processors = 1
-        if device.type == "cuda":
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-        return (min(items, self.resident * processors),)
 
 
 class Configuration(NamedTuple):
@@ -35,5 +25,5 @@ class Configuration(NamedTuple):
 # By head_dim.
 TABLE = {
     64: Configuration(Tiles(128, 128, 8, 3), Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 3)),
-    128: Configuration(Tiles(128, 128, 8, 2), Tiles(128, 128, 8, 2), Tiles(64, 128, 8, 2)),
+    128: Configuration(Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2)),
 }

@@ -1,4 +1,4 @@
-"""The launches of a backward pass: rows summarized, then gradients of keys, and with them or apart those of rows."""
+"""The launches of a backward pass: rows summarized, then gradients of rows and those of keys."""
 
 from __future__ import annotations
 
@@ -54,20 +54,11 @@ def differentiated(
     scale: float,
     work: Work,
     sizes: Configuration,
-    *,
-    reduced: bool,
 ) -> Gradients:
-    """dq, dk and dv from dout, q, k and v, loadable and not empty; out and lse are dense.
-
-    reduced: dq by additions in memory, in float32 and any order; else by a kernel of its own, the same bits every time.
-    """
+    """dq, dk and dv from dout, q, k and v, loadable and not empty; out and lse are dense."""
     dout, q, k, v = tensors
     told = Told(dout, q, k, v, _summarized(out, dout, lse, work, sizes.of_rows))
-    if not reduced:
-        return _of_rows(told, scale, work, sizes.of_rows), *_of_keys(told, scale, work, sizes.of_keys, None)
-    sums = q.new_zeros(q.shape, dtype=torch.float32)
-    dk, dv = _of_keys(told, scale, work, sizes.of_keys, sums)
-    return torch.mul(sums, scale, out=q.new_empty(q.shape)), dk, dv
+    return _of_rows(told, scale, work, sizes.of_rows), *_of_keys(told, scale, work, sizes.of_keys)
 
 
 def _summarized(out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, work: Work, tiles: Tiles) -> torch.Tensor:
@@ -83,7 +74,7 @@ def _summarized(out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, work: 
 def _of_rows(told: Told, scale: float, work: Work, tiles: Tiles) -> torch.Tensor:
     _, heads, width = told.q.shape
     dq = told.q.new_empty(told.q.shape)
-    of_rows[tiles.grid(len(work.rows) * heads, dq.device)](
+    of_rows[(len(work.rows) * heads,)](
         *(*told.described(tiles), told.stats, dq, work.rows, scale, scale * LOG2_E),
         *(len(work.rows), heads, work.section * told.group, told.group, work.places),
         *(tiles.rows, tiles.keys, width, tiles.stages),
@@ -92,14 +83,12 @@ def _of_rows(told: Told, scale: float, work: Work, tiles: Tiles) -> torch.Tensor
     return dq
 
 
-def _of_keys(
-    told: Told, scale: float, work: Work, tiles: Tiles, sums: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_keys(told: Told, scale: float, work: Work, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
     count, heads, width = told.k.shape
     dk, dv = told.k.new_empty(told.k.shape), told.v.new_empty(told.v.shape)
     stats = (TensorDescriptor(part, list(part.shape), list(part.stride()), [1, tiles.rows]) for part in told.stats)
-    of_keys[tiles.grid(len(work.keys) * heads, dk.device)](
-        *(*told.described(tiles), *stats, None if sums is None else described(sums, tiles.rows)),
+    of_keys[(len(work.keys) * heads,)](
+        *(*told.described(tiles), *stats),
         *(dk, dv, work.keys, work.runs, work.pieces, scale, scale * LOG2_E),
         *(len(work.keys), heads, work.section, told.group, count),
         *(tiles.rows, tiles.keys, width, tiles.stages),

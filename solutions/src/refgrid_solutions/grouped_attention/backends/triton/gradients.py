@@ -2,8 +2,8 @@
 
 A tile of keys belongs to one program, with all rows of all slices and of all query heads that see it. So slices that
 share keys, and query heads that share a head of k, need no more than longer sums: those stay in registers and are
-written once. Gradients of rows are either sums of the same kind in a kernel of their own, which computes the weights
-once more; or the kernel of the keys adds its part of them to memory, in whatever order programs come to it.
+written once. Gradients of rows are sums of the same kind in a kernel of their own, which computes the weights once
+more: on an H200 that took less time than to add them up in memory from the kernel of the keys.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from refgrid_solutions.grouped_attention.backends.triton.items import LOG2_E, head_and_tile, item_at
+from refgrid_solutions.grouped_attention.backends.triton.items import LOG2_E, head_and_tile
 
 _LOG2_E = tl.constexpr(LOG2_E)
 
@@ -117,12 +117,12 @@ def _key_step(
     scale: tl.tensor,
     MASKED: tl.constexpr,
 ) -> tl.tuple:
-    """What one block of rows adds to the gradients of a tile of keys and values, and the tile to those of the rows.
+    """What one block of rows adds to the gradients of a tile of keys and values.
 
     All is transposed, [keys, rows]: so weights and their gradients are operands that need not leave the registers.
     """
     dk, dv = sums
-    q_desc, dout_desc, lse_desc, delta_desc, dq_desc = descs
+    q_desc, dout_desc, lse_desc, delta_desc = descs
     keys: tl.constexpr = k.shape[0]
     width: tl.constexpr = k.shape[1]
     rows: tl.constexpr = q_desc.block_shape[1]
@@ -141,8 +141,6 @@ def _key_step(
     dv = tl.dot(weights.to(dout.dtype), dout, dv)
     d_scores = (weights * d_weights).to(q.dtype)
     dk = tl.dot(d_scores, q, dk)
-    if dq_desc is not None:
-        dq_desc.atomic_add([head, row, 0], tl.dot(d_scores.T, k).reshape(1, rows, width))
     return dk, dv
 
 
@@ -154,7 +152,6 @@ def of_keys(
     dout_desc: tl.tensor_descriptor,
     lse_desc: tl.tensor_descriptor,
     delta_desc: tl.tensor_descriptor,
-    dq_desc: tl.tensor_descriptor,
     dk: tl.tensor,
     dv: tl.tensor,
     work: tl.tensor,
@@ -175,33 +172,32 @@ def of_keys(
     """dk, dv [total_k, heads, WIDTH] from k, v [heads, total_k, WIDTH], and q, dout [heads * group, total_q, WIDTH].
 
     work, runs: key_tiles; pieces: their table. lse and delta: of summarize. scale: of the scores, positive; scale2:
-    times log2(e). dq_desc: None, or float32 as q, to which dq is added, not yet multiplied by scale.
+    times log2(e).
     """
-    descs = q_desc, dout_desc, lse_desc, delta_desc, dq_desc
-    for base in tl.range(0, num_tiles * heads - tl.program_id(0), tl.num_programs(0)):
-        head, tile = head_and_tile(item_at(base, num_tiles * heads), num_tiles, heads, section)
-        work_at = work + tile * 3
-        key = tl.load(work_at)
-        k = k_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
-        v = v_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
-        sums = tl.zeros([KEYS, WIDTH], tl.float32), tl.zeros([KEYS, WIDTH], tl.float32)
-        for index in tl.range(tl.load(work_at + 1), tl.load(work_at + 2)):
-            piece = _six(pieces + tl.load(runs + index) * 6)
-            row, place, masked, whole, bounds = run_of(*piece, key, ROWS, KEYS)
-            for step in tl.range(0, masked * group, num_stages=STAGES):
-                one, block = _place(step, masked, whole, group)
-                at = head * group + one, row + block * ROWS, place + block * ROWS
-                sums = _key_step(sums, k, v, descs, *at, key, bounds, scale2, True)
-            for step in tl.range(masked * group, (masked + whole) * group, num_stages=STAGES):
-                one, block = _place(step, masked, whole, group)
-                at = head * group + one, row + block * ROWS, place + block * ROWS
-                sums = _key_step(sums, k, v, descs, *at, key, bounds, scale2, False)
-        offsets = tl.arange(0, KEYS)
-        to = (key.to(tl.int64) * heads + head) * WIDTH
-        place = to + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
-        keep = (offsets < total_k - key)[:, None]
-        tl.store(dk + place, (sums[0] * scale).to(dk.dtype.element_ty), mask=keep)
-        tl.store(dv + place, sums[1].to(dv.dtype.element_ty), mask=keep)
+    descs = q_desc, dout_desc, lse_desc, delta_desc
+    head, tile = head_and_tile(tl.program_id(0), num_tiles, heads, section)
+    work_at = work + tile * 3
+    key = tl.load(work_at)
+    k = k_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
+    v = v_desc.load([head, key, 0]).reshape(KEYS, WIDTH)
+    sums = tl.zeros([KEYS, WIDTH], tl.float32), tl.zeros([KEYS, WIDTH], tl.float32)
+    for index in tl.range(tl.load(work_at + 1), tl.load(work_at + 2)):
+        piece = _six(pieces + tl.load(runs + index) * 6)
+        row, place, masked, whole, bounds = run_of(*piece, key, ROWS, KEYS)
+        for step in tl.range(0, masked * group, num_stages=STAGES):
+            one, block = _place(step, masked, whole, group)
+            at = head * group + one, row + block * ROWS, place + block * ROWS
+            sums = _key_step(sums, k, v, descs, *at, key, bounds, scale2, True)
+        for step in tl.range(masked * group, (masked + whole) * group, num_stages=STAGES):
+            one, block = _place(step, masked, whole, group)
+            at = head * group + one, row + block * ROWS, place + block * ROWS
+            sums = _key_step(sums, k, v, descs, *at, key, bounds, scale2, False)
+    offsets = tl.arange(0, KEYS)
+    to = (key.to(tl.int64) * heads + head) * WIDTH
+    place = to + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
+    keep = (offsets < total_k - key)[:, None]
+    tl.store(dk + place, (sums[0] * scale).to(dk.dtype.element_ty), mask=keep)
+    tl.store(dv + place, sums[1].to(dv.dtype.element_ty), mask=keep)
 
 
 @triton.jit
@@ -259,29 +255,28 @@ def of_rows(
 
     work: row_tiles. stats: of summarize. scale: of the scores, positive; scale2: times log2(e).
     """
-    for base in tl.range(0, num_tiles * heads - tl.program_id(0), tl.num_programs(0)):
-        head, tile = head_and_tile(item_at(base, num_tiles * heads), num_tiles, heads, section)
-        work_at = work + tile * 8
-        row, count, key = tl.load(work_at), tl.load(work_at + 1), tl.load(work_at + 2)
-        whole, masked = tl.load(work_at + 3), tl.load(work_at + 4)
-        offsets = tl.arange(0, ROWS)
-        seen = tl.minimum(offsets + tl.load(work_at + 5), tl.load(work_at + 6))
-        at = stats + head.to(tl.int64) * places + tl.load(work_at + 7)
-        lse = tl.load(at + offsets, mask=offsets < count, other=float("inf"))
-        delta = tl.load(at + heads.to(tl.int64) * places + offsets, mask=offsets < count, other=0.0)
-        q = q_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
-        dout = dout_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
-        sums = tl.zeros([ROWS, WIDTH], tl.float32)
-        for block in tl.range(0, whole, num_stages=STAGES):
-            place = block * KEYS
-            sums = _row_step(
-                *(sums, q, dout, k_desc, v_desc, head // group, key + place, lse, delta, seen, place, scale2, False)
-            )
-        for block in tl.range(whole, whole + masked, num_stages=STAGES):
-            place = block * KEYS
-            sums = _row_step(
-                *(sums, q, dout, k_desc, v_desc, head // group, key + place, lse, delta, seen, place, scale2, True)
-            )
-        to = (row.to(tl.int64) * heads + head) * WIDTH
-        place = to + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
-        tl.store(dq + place, (sums * scale).to(dq.dtype.element_ty), mask=(offsets < count)[:, None])
+    head, tile = head_and_tile(tl.program_id(0), num_tiles, heads, section)
+    work_at = work + tile * 8
+    row, count, key = tl.load(work_at), tl.load(work_at + 1), tl.load(work_at + 2)
+    whole, masked = tl.load(work_at + 3), tl.load(work_at + 4)
+    offsets = tl.arange(0, ROWS)
+    seen = tl.minimum(offsets + tl.load(work_at + 5), tl.load(work_at + 6))
+    at = stats + head.to(tl.int64) * places + tl.load(work_at + 7)
+    lse = tl.load(at + offsets, mask=offsets < count, other=float("inf"))
+    delta = tl.load(at + heads.to(tl.int64) * places + offsets, mask=offsets < count, other=0.0)
+    q = q_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
+    dout = dout_desc.load([head, row, 0]).reshape(ROWS, WIDTH)
+    sums = tl.zeros([ROWS, WIDTH], tl.float32)
+    for block in tl.range(0, whole, num_stages=STAGES):
+        place = block * KEYS
+        sums = _row_step(
+            *(sums, q, dout, k_desc, v_desc, head // group, key + place, lse, delta, seen, place, scale2, False)
+        )
+    for block in tl.range(whole, whole + masked, num_stages=STAGES):
+        place = block * KEYS
+        sums = _row_step(
+            *(sums, q, dout, k_desc, v_desc, head // group, key + place, lse, delta, seen, place, scale2, True)
+        )
+    to = (row.to(tl.int64) * heads + head) * WIDTH
+    place = to + offsets[:, None] * (heads * WIDTH) + tl.arange(0, WIDTH)[None, :]
+    tl.store(dq + place, (sums * scale).to(dq.dtype.element_ty), mask=(offsets < count)[:, None])

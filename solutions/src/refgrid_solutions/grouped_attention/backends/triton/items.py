@@ -13,17 +13,6 @@ _UNIT = 16
 
 
 @triton.jit
-def item_at(base: tl.tensor, items: tl.tensor) -> tl.tensor:
-    """Which item this program takes, of the round from base on.
-
-    The order turns with every round, so that long and short ones come together; not in a last one that is not full.
-    """
-    programs, program = tl.num_programs(0), tl.program_id(0)
-    turned = ((base // programs) % 2 == 1) & (base + programs <= items)
-    return base + tl.where(turned, programs - 1 - program, program)
-
-
-@triton.jit
 def head_and_tile(item: tl.tensor, num_tiles: tl.tensor, heads: tl.tensor, section: tl.tensor) -> tl.tuple:
     """Of an item: tile by tile over the heads of one section, then the next section."""
     before = item // (num_tiles * section)

@@ -1,6 +1,6 @@
 """What the compiler makes of the kernels for an H200, where there is none: registers, spills, memory, instructions.
 
-    $ python -m refgrid_solutions.grouped_attention.backends.triton.resources --kernel=forward --tiles=128,64,8,3,1
+    $ python -m refgrid_solutions.grouped_attention.backends.triton.resources --kernel=forward --tiles=128,64,8,3
 
 prints a line of JSON for each kernel asked for, by default all of the table of configurations. Assembler and
 disassembler are those of Triton's wheel.
@@ -33,7 +33,6 @@ KERNELS = {
     "forward": (attend, "forward"),
     "of_rows": (of_rows, "of_rows"),
     "of_keys": (of_keys, "of_keys"),
-    "of_keys, reduced": (of_keys, "of_keys"),
 }
 _POINTERS = {"lse": "fp32", "stats": "fp32", "work": "i32", "runs": "i32", "pieces": "i32"}
 _HALVES = ("out", "dq", "dk", "dv")
@@ -42,7 +41,7 @@ _HALVES = ("out", "dq", "dk", "dv")
 class Resources(NamedTuple):
     """One kernel, compiled: spills and shared memory in bytes; in_loops: accesses to local memory in innermost loops.
 
-    products: instructions of a warp group's tensor cores; loads, reductions: those of the copy engine.
+    products: instructions of a warp group's tensor cores; loads: those of the copy engine.
     """
 
     kernel: str
@@ -55,7 +54,6 @@ class Resources(NamedTuple):
     shared_memory: int
     products: int
     loads: int
-    reductions: int
     warnings: str
 
 
@@ -68,17 +66,15 @@ def resources(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Resources:
         told = _tool(folder, "ptxas", "--verbose", "--gpu-name=sm_90a", "kernel.ptx", "--output-file=again.cubin")
         code = list(_instructions(_tool(folder, "cuobjdump", "--dump-sass", "kernel.cubin")))
     registers, spills = (_number(pattern, told) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
-    products, loads, reductions = (sum(word in text for _, text in code) for word in ("HGMMA", "UTMALDG", "UTMAREDG"))
+    products, loads = (sum(word in text for _, text in code) for word in ("HGMMA", "UTMALDG"))
     warnings = "; ".join(line for line in told.splitlines() if re.search(r"warning|Performance Loss", line))
     memory = _local_in_loops(code), int(compiled.metadata.shared)
-    return Resources(name, head_dim, dtype, tiles, registers, spills, *memory, products, loads, reductions, warnings)
+    return Resources(name, head_dim, dtype, tiles, registers, spills, *memory, products, loads, warnings)
 
 
 def _compiled(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Any:
     kernel, _ = KERNELS[name]
     constants: dict[str, Any] = {"ROWS": tiles.rows, "KEYS": tiles.keys, "WIDTH": head_dim, "STAGES": tiles.stages}
-    if name == "of_keys":
-        constants["dq_desc"] = None
     types = {argument: _type(argument, head_dim, dtype, tiles) for argument in kernel.arg_names}
     types |= dict.fromkeys(constants, "constexpr")
     aligned = [at for at, argument in enumerate(kernel.arg_names) if types[argument].startswith("*")]
@@ -94,7 +90,6 @@ def _type(argument: str, head_dim: int, dtype: str, tiles: Tiles) -> str:
         **dict.fromkeys(("q_desc", "dout_desc"), f"{dtype}{rows}"),
         **dict.fromkeys(("k_desc", "v_desc"), f"{dtype}{keys}"),
         **dict.fromkeys(("lse_desc", "delta_desc"), f"fp32[1, {tiles.rows}]"),
-        "dq_desc": f"fp32{rows}",
     }
     if argument in described:
         return f"tensordesc<{described[argument]}>"
@@ -143,7 +138,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--kernel", choices=KERNELS, action="append")
     parser.add_argument("--head-dim", type=int, choices=TABLE, action="append")
     parser.add_argument("--dtype", choices=["bf16", "fp16"], default="bf16")
-    parser.add_argument("--tiles", help="rows,keys,warps,stages,resident, in place of the table's")
+    parser.add_argument("--tiles", help="rows,keys,warps,stages, in place of the table's")
     told = parser.parse_args(arguments)
     for head_dim in told.head_dim or TABLE:
         for name in told.kernel or KERNELS:
