@@ -84,6 +84,7 @@ def step_of(layout: Layout, subject: Subject) -> tuple[list[torch.Tensor], Any]:
     return [*leaves, dout], step
 
 
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # nothing is accumulated
 @pytest.mark.parametrize("layout", ["zigzag, 64", "masks interleaved, 43"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_captured_graph_gives_the_same_bits(backend: str, layout: str) -> None:
@@ -126,6 +127,7 @@ def _no_synchronisation() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_synchronisation")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name.endswith("43")])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_never_waits_for_the_gpu(backend: str, layout: str) -> None:
@@ -136,6 +138,7 @@ def test_a_run_never_waits_for_the_gpu(backend: str, layout: str) -> None:
 
 
 @pytest.mark.usefixtures("_no_synchronisation")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_waiting_for_the_gpu_would_be_noticed() -> None:
     value = torch.ones(1, device="cuda")
     torch.cuda.set_sync_debug_mode("error")

@@ -15,6 +15,9 @@ from process_ranks import torchrun
 from zigzag_checks import Case, drawn, expected, hold, joined, run_emulated
 
 PROGRAM = Path(__file__).resolve().parents[1] / "zigzag_torchrun.py"
+# Autograd's threads say so of themselves, once each.
+pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS, but there was no current CUDA context")
+
 GPUS = [count for count in (1, 2, 4) if count <= torch.cuda.device_count()]
 TOKENS = ("4096", "8192", "16384")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,3 +299,19 @@ def test_what_a_backend_needs_is_made_once() -> None:
     assert len({part.untyped_storage().data_ptr() for part in there}) == 1  # one copy to the device
     assert plan.prepare("torch") == "torch"
     assert plan.prepare() == "reference"
+
+
+def test_a_thread_does_not_end_the_determinism_of_another() -> None:
+    began = threading.Event()
+
+    def other() -> bool:
+        with aten._deterministic(wanted=True):
+            began.set()
+            return torch.are_deterministic_algorithms_enabled()
+
+    with ThreadPoolExecutor(1) as pool:
+        with aten._deterministic(wanted=True):
+            told = pool.submit(other)
+            assert not began.wait(0.2), "both are at it"
+        assert told.result()
+    assert not torch.are_deterministic_algorithms_enabled()

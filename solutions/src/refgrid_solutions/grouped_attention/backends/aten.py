@@ -8,8 +8,9 @@ says which is predicted to be faster; gradients of shared keys are summed in flo
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -32,6 +33,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # The shape of the varlen log-sum-exp is [heads, rows] in the releases that this was held against.
 _SINCE = (2, 11)
 _AMPERE = (8, 0)
+_TURNS = threading.Lock()
 
 
 def refuses(plan: GroupedAttnPlan) -> str:
@@ -168,17 +170,21 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    """PyTorch tells its kernel by a global setting whether dq must be the same bits every time."""
-    was = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    if not wanted or (was and not only_warned):
-        yield
-        return
-    memory = torch.utils.deterministic
-    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # the kernel writes all of it
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was, warn_only=only_warned)
-        memory.fill_uninitialized_memory = filled
+    """PyTorch tells its kernel by a global setting whether dq must be the same bits every time.
+
+    Threads take turns: the end of one call must not take the setting from another.
+    """
+    with _TURNS if wanted else nullcontext():
+        was = torch.are_deterministic_algorithms_enabled()
+        only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+        if not wanted or (was and not only_warned):
+            yield
+            return
+        memory = torch.utils.deterministic
+        filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # all of it is written
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(was, warn_only=only_warned)
+            memory.fill_uninitialized_memory = filled
