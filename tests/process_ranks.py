@@ -96,7 +96,8 @@ def _rank(rank: int, world_size: int, folder: str, limit: float, target: Callabl
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", meeting, timedelta(seconds=limit), world_size, rank)
     target(rank, world_size, *told)
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _watch(ranks: Sequence[BaseProcess], folder: Path, deadline: float, limit: float) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -56,3 +60,17 @@ def dies(rank: int, world_size: int) -> None:
 def hangs(rank: int, world_size: int) -> None:
     if rank == world_size - 1:
         time.sleep(600)
+
+
+def runs_the_program_of_gpus(rank: int, world_size: int, port: int) -> None:
+    """As torchrun starts it, with a store at that port: by the variables that it sets, and with no group yet."""
+    dist.destroy_process_group()
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")
+    program = str(Path(__file__).with_name("zigzag_torchrun.py"))
+    sys.argv = [program, "--device", "cpu", "--tokens", "64", "96", "--heads", "4", "2", "--head-dim", "16"]
+    with redirect_stdout(StringIO()) as said:
+        runpy.run_path(program, run_name="__main__")
+    told = [line.split()[6] for line in said.getvalue().splitlines() if line.startswith("ok on 2 ranks of cpu: ")]
+    assert told == (["64", "96"] if rank == 0 else []), said.getvalue()

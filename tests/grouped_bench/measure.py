@@ -13,9 +13,10 @@ from rich.console import Console
 
 from grouped_bench.parallel import parallel_ways
 from grouped_bench.report import Row, read
-from grouped_bench.shapes import Shape
+from grouped_bench.shapes import HEAD_DIM, Shape, prefixes
 from grouped_bench.timing import Times, in_turns, replayed
-from grouped_bench.ways import Call, backward_ways, forward_ways, problem
+from grouped_bench.ways import Call, Problem, backward_ways, forward_ways, problem
+from refgrid_solutions.grouped_attention.backends import refusal
 
 _PASSES: dict[str, Callable[..., tuple[dict[str, Call], dict[str, str]]]] = {
     "forward": forward_ways,
@@ -29,6 +30,8 @@ _EAGER_ONLY = {"context parallel"}
 def measure(chosen: Sequence[Shape], backends: Sequence[str], rounds: int, device: torch.device, file: Path) -> None:
     """Append a row for each way, mode and pass to the file; what it holds already is not measured again."""
     console = Console()
+    for line in planning(backends, rounds, device):
+        console.print(line, highlight=False)
     done = {(row["shape"], row["pass"]) for row in read(file)} if file.exists() else set()
     with file.open("a", encoding="utf-8") as opened:
         for number, shape in enumerate(chosen, 1):
@@ -40,6 +43,17 @@ def measure(chosen: Sequence[Shape], backends: Sequence[str], rounds: int, devic
                 opened.flush()
                 told = "; ".join(_short(row) for row in rows if "median_ms" in row)
                 console.print(f"{number} of {len(chosen)} {shape.name}, {name}: {told}", highlight=False)
+
+
+def planning(backends: Sequence[str], rounds: int, device: torch.device) -> Iterator[str]:
+    """What the host takes to plan many groups, for each backend that can run them."""
+    shape = prefixes(64, 256, (32, 8))
+    rows, keys = (torch.empty(shape.total_q, heads, HEAD_DIM, dtype=torch.bfloat16, device=device) for heads in (32, 8))
+    of = Problem(shape, rows, keys, keys, rows)
+    able = [name for name in backends if not refusal(name, of.plan(shape.pieces))]
+    ways = {name: lambda name=name: of.plan(shape.pieces).prepare(name) for name in able}
+    for name, times in in_turns(ways, torch.device("cpu"), rounds).items():
+        yield f"plan of {len(shape.pieces)} groups, {name}: {times.median:.3f} ms"
 
 
 def _short(row: Row) -> str:

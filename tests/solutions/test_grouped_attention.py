@@ -13,6 +13,8 @@ from naive_grouped import Entry, attend, dense_mask, gradients
 from refgrid_solutions.grouped_attention import GroupedAttnPlan, grouped_flash_attn_func, plan_grouped_attn
 from refgrid_solutions.grouped_attention.backends import naive
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCALE = 0.3
 
 

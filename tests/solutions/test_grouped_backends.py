@@ -15,6 +15,7 @@ import pytest
 import torch
 from grouped_checks import CHECKS, check_compiled
 from grouped_layouts import FULL, Layout, Subject, drawn, drawn_like, layouts, planned, run_backward, zigzag
+from grouped_planning import check_planning
 from varlen_kernels import Calls, varlen_kernels
 
 from refgrid_solutions.grouped_attention import backends, grouped_flash_attn_func
@@ -81,6 +82,12 @@ def test_a_plan_that_is_not_ready_breaks_a_graph_in_two_or_is_refused() -> None:
         torch.compile(step, fullgraph=True, backend="aot_eager")(plans[1])
 
     assert torch.equal(found, step(plans[0]))
+
+
+@pytest.mark.parametrize("backend", ["torch", "fa3"])
+@pytest.mark.usefixtures("calls")
+def test_many_groups_are_no_more_operations_than_few(backend: str) -> None:
+    check_planning(Subject(backend))
 
 
 def launched(calls: Calls, layout: str, backend: str, **options: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from grouped_bench.timing import Times, in_turns
 from grouped_bench.ways import backward_ways, forward_ways, problem
 
 from refgrid_solutions.grouped_attention import CAUSAL
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 TINY = Shape("tiny", "zigzag", "8B", 64, (4, 2), ((0, 8, 0, 16, CAUSAL), (8, 16, 0, 56, CAUSAL)), 4, 1)
@@ -180,7 +183,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     arguments = ["--device", "cpu", "--backends", "fa3,reference", "--rounds", "2", "--output", str(tmp_path)]
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "1 of 1 tiny, forward: reference: grouped eager" in " ".join(done.output.split())
+    said = " ".join(done.output.split())
+    assert re.search(r"plan of 64 groups, reference: \d+\.\d{3} ms", said)
+    assert "1 of 1 tiny, forward: reference: grouped eager" in said
     return tmp_path
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -27,10 +29,10 @@ def test_the_example_prints_what_the_readme_says(tmp_path: Path) -> None:
 
 def test_a_rank_that_fails_under_torchrun_is_heard(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
-    script.write_text("import os\nif os.environ['RANK'] == '1':\n    raise SystemExit('the last words')\n")
+    script.write_text("import os, sys\nif os.environ['RANK'] == '1':\n    raise SystemExit(sys.argv[1])\n")
 
     with pytest.raises(AssertionError, match=r"(?s)torchrun of 2 ranks of fails.py ended with 1\n.*the last words"):
-        torchrun(script, 2)
+        torchrun(script, 2, "the last words")
 
 
 def test_ranks_that_hang_under_torchrun_are_killed(tmp_path: Path) -> None:
@@ -56,4 +58,13 @@ def test_a_rank_with_a_session_of_its_own_ends_with_its_launcher() -> None:
         _end(launcher.pid)
 
         assert launcher.stdout.read() == b""  # both ends of the pipe that could still write are closed
-    assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
+    _until_it_has_ended(rank)
+
+
+def _until_it_has_ended(process: psutil.Process) -> None:
+    """A process that was killed closes its files a little before it is gone, or nobody's child but a zombie."""
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, f"{process} still runs"
+            time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What all kernels share: how a program finds its items, and how the tensors are described to the copy engine."""
+"""What all kernels share: how a program finds its head and tile, how tensors are described to the copy engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNIT = 16
 
 @triton.jit
 def head_and_tile(item: tl.tensor, num_tiles: tl.tensor, heads: tl.tensor, section: tl.tensor) -> tl.tuple:
-    """Of an item: tile by tile over the heads of one section, then the next section."""
+    """Of an item, as a program is numbered: tile by tile over the heads of one section, then the next section."""
     before = item // (num_tiles * section)
     wide = tl.minimum(section, heads - before * section)
     rest = item - before * (num_tiles * section)

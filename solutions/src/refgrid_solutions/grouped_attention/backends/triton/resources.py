@@ -14,8 +14,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import triton
@@ -28,12 +30,8 @@ from refgrid_solutions.grouped_attention.backends.triton.gradients import of_key
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _HOPPER = GPUTarget("cuda", 90, 32)
-# By a kernel's name here: the kernel, and which of the configuration's tiles it takes.
-KERNELS = {
-    "forward": (attend, "forward"),
-    "of_rows": (of_rows, "of_rows"),
-    "of_keys": (of_keys, "of_keys"),
-}
+# By the name that its tiles have in a configuration.
+KERNELS = {"forward": attend, "of_rows": of_rows, "of_keys": of_keys}
 _POINTERS = {"lse": "fp32", "stats": "fp32", "work": "i32", "runs": "i32", "pieces": "i32"}
 _HALVES = ("out", "dq", "dk", "dv")
 
@@ -59,12 +57,8 @@ class Resources(NamedTuple):
 
 def resources(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Resources:
     """Compile a kernel of KERNELS for tiles of this size, in fp16 or bf16, and look at what came of it."""
-    compiled = _compiled(name, head_dim, dtype, tiles)
-    with TemporaryDirectory() as folder:
-        Path(folder, "kernel.cubin").write_bytes(compiled.asm["cubin"])
-        Path(folder, "kernel.ptx").write_text(compiled.asm["ptx"])
-        told = _tool(folder, "ptxas", "--verbose", "--gpu-name=sm_90a", "kernel.ptx", "--output-file=again.cubin")
-        code = list(_instructions(_tool(folder, "cuobjdump", "--dump-sass", "kernel.cubin")))
+    compiled, told = _compiled(name, head_dim, dtype, tiles)
+    code = list(_instructions(_disassembled(compiled.asm["cubin"])))
     registers, spills = (_number(pattern, told) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores"))
     products, loads = (sum(word in text for _, text in code) for word in ("HGMMA", "UTMALDG"))
     warnings = "; ".join(line for line in told.splitlines() if re.search(r"warning|Performance Loss", line))
@@ -72,15 +66,20 @@ def resources(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Resources:
     return Resources(name, head_dim, dtype, tiles, registers, spills, *memory, products, loads, warnings)
 
 
-def _compiled(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Any:
-    kernel, _ = KERNELS[name]
+def _compiled(name: str, head_dim: int, dtype: str, tiles: Tiles) -> tuple[Any, str]:
+    """The kernel, and what the assembler says of it."""
+    kernel = KERNELS[name]
     constants: dict[str, Any] = {"ROWS": tiles.rows, "KEYS": tiles.keys, "WIDTH": head_dim, "STAGES": tiles.stages}
     types = {argument: _type(argument, head_dim, dtype, tiles) for argument in kernel.arg_names}
     types |= dict.fromkeys(constants, "constexpr")
     aligned = [at for at, argument in enumerate(kernel.arg_names) if types[argument].startswith("*")]
     attributes = {(at,): [["tt.divisibility", 16]] for at in aligned}
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=_HOPPER, options={"num_warps": tiles.warps, "num_stages": tiles.stages})
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), redirect_stdout(StringIO()) as told:
+        triton.knobs.nvidia.dump_ptxas_log = True
+        triton.knobs.compilation.always_compile = True  # of a kernel in its cache there is nothing to hear
+        return triton.compile(source, target=_HOPPER, options=options), told.getvalue()
 
 
 def _type(argument: str, head_dim: int, dtype: str, tiles: Tiles) -> str:
@@ -98,11 +97,12 @@ def _type(argument: str, head_dim: int, dtype: str, tiles: Tiles) -> str:
     return f"*{_POINTERS[argument]}" if argument in _POINTERS else "fp32" if argument.startswith("scale") else "i32"
 
 
-def _tool(folder: str, name: str, *arguments: str) -> str:
-    """What one of Triton's own tools says, wherever it says it."""
-    command = [str(_TOOLS / name), *arguments]
-    told = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
-    return told.stdout
+def _disassembled(cubin: bytes) -> str:
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(_TOOLS / "cuobjdump"), "--dump-sass", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _number(pattern: str, told: str) -> int:
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str]) -> None:
     told = parser.parse_args(arguments)
     for head_dim in told.head_dim or TABLE:
         for name in told.kernel or KERNELS:
-            own = getattr(TABLE[head_dim], KERNELS[name][1])
+            own = getattr(TABLE[head_dim], name)
             tiles = Tiles(*map(int, told.tiles.split(","))) if told.tiles else own
             found = resources(name, head_dim, told.dtype, tiles)
             sys.stdout.write(json.dumps(found._asdict() | {"tiles": tiles._asdict()}) + "\n")
