@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--shapes", "pattern", default="*", show_default=True, help="Names of shapes, such as zigzag-8B-*.")
+@click.option("--shapes", "patterns", multiple=True, help="Names of shapes, such as zigzag-8B-*; may be repeated.")
 @click.option("--backends", default="fa3,triton,torch", show_default=True, help="Which, if they can run here.")
 @click.option("--rounds", default=15, show_default=True, help="How often each way has its turn.")
 @click.option("--device", default="cuda", show_default=True, help="cpu times nothing of interest; it tests this.")
@@ -22,14 +23,17 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "--render", is_flag=True, help="Only write tables and plot of what was measured; needs matplotlib, no torch."
 )
 @click.option("--list", "listed", is_flag=True, help="Only list the shapes.")
-def main(pattern: str, backends: str, rounds: int, device: str, output: Path, *, render: bool, listed: bool) -> None:
+def main(
+    patterns: tuple[str, ...], backends: str, rounds: int, device: str, output: Path, *, render: bool, listed: bool
+) -> None:
     """Time grouped attention beside what it replaces; a shape that was measured is not measured again."""
     file = output / "grouped.jsonl"
     if listed:
-        click.echo("\n".join(_names(pattern)))
+        click.echo("\n".join(_names(patterns)))
         return
+    failed: list[str] = []
     if not render:
-        _measure(pattern, backends.split(","), rounds, device, file)
+        failed = _measure(patterns, backends.split(","), rounds, device, file)
     elif not file.exists():
         raise click.UsageError(f"{file} is not there: measure first")
     rows = read(file)
@@ -38,26 +42,35 @@ def main(pattern: str, backends: str, rounds: int, device: str, output: Path, *,
     if render:
         plot(rows, output / "grouped.png")
     click.echo(f"written: {output}/grouped.csv, grouped.md{', grouped.png' if render else ''}")
+    if failed:
+        raise click.ClickException(f"not timed: {', '.join(failed)}")
 
 
-def _names(pattern: str) -> list[str]:
+def _names(patterns: Sequence[str]) -> list[str]:
+    """In the order of the patterns, none twice."""
     from grouped_bench.shapes import shapes
 
-    found = [shape.name for shape in shapes() if fnmatch(shape.name, pattern)]
-    if not found:
-        raise click.UsageError(f"--shapes {pattern!r} is none; --list tells them")
-    return found
+    every = [shape.name for shape in shapes()]
+    found: list[str] = []
+    for pattern in patterns or ["*"]:
+        fitting = [name for name in every if fnmatch(name, pattern)]
+        if not fitting:
+            raise click.UsageError(f"--shapes {pattern!r} is none; --list tells them")
+        found += fitting
+    return list(dict.fromkeys(found))
 
 
-def _measure(pattern: str, backends: list[str], rounds: int, device: str, file: Path) -> None:
+def _measure(patterns: Sequence[str], backends: Sequence[str], rounds: int, device: str, file: Path) -> list[str]:
+    """Those that failed."""
     import torch
 
     from grouped_bench.measure import measure
     from grouped_bench.shapes import shapes
 
-    names = _names(pattern)
+    by_name = {shape.name: shape for shape in shapes()}
+    chosen = [by_name[name] for name in _names(patterns)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    measure([shape for shape in shapes() if shape.name in names], backends, rounds, torch.device(device), file)
+    return measure(chosen, backends, rounds, torch.device(device), file)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from grouped_bench.parallel import parallel_ways
 from grouped_bench.report import Row, read
@@ -27,22 +29,35 @@ _PASSES: dict[str, Callable[..., tuple[dict[str, Call], dict[str, str]]]] = {
 _EAGER_ONLY = {"context parallel"}
 
 
-def measure(chosen: Sequence[Shape], backends: Sequence[str], rounds: int, device: torch.device, file: Path) -> None:
-    """Append a row for each way, mode and pass to the file; what it holds already is not measured again."""
+def measure(
+    chosen: Sequence[Shape], backends: Sequence[str], rounds: int, device: torch.device, file: Path
+) -> list[str]:
+    """Append a row for each way, mode and pass to the file; what it holds already is not measured again.
+
+    -> what could not be measured; the rest was.
+    """
     console = Console()
     for line in planning(backends, rounds, device):
         console.print(line, highlight=False)
     done = {(row["shape"], row["pass"]) for row in read(file)} if file.exists() else set()
+    failed = []
+    for number, (shape, name) in enumerate(product(chosen, _PASSES), 1):
+        if (shape.name, name) in done:
+            continue
+        try:
+            told = _appended(file, list(_rows(shape, name, backends, rounds, device)))
+        except Exception as error:  # noqa: BLE001 - the others are still to be timed, and the command ends 1
+            failed.append(f"{shape.name}, {name}")
+            told = f"[red]{type(error).__name__}[/]: {escape(str(error))}"
+        console.print(f"{number} of {len(chosen) * len(_PASSES)} {shape.name}, {name}: {told}", highlight=False)
+    return failed
+
+
+def _appended(file: Path, rows: Sequence[Row]) -> str:
+    """What is told of them."""
     with file.open("a", encoding="utf-8") as opened:
-        for number, shape in enumerate(chosen, 1):
-            for name in _PASSES:
-                if (shape.name, name) in done:
-                    continue
-                rows = list(_rows(shape, name, backends, rounds, device))
-                opened.writelines(json.dumps(row) + "\n" for row in rows)
-                opened.flush()
-                told = "; ".join(_short(row) for row in rows if "median_ms" in row)
-                console.print(f"{number} of {len(chosen)} {shape.name}, {name}: {told}", highlight=False)
+        opened.writelines(json.dumps(row) + "\n" for row in rows)
+    return "; ".join(_short(row) for row in rows if "median_ms" in row)
 
 
 def planning(backends: Sequence[str], rounds: int, device: torch.device) -> Iterator[str]:

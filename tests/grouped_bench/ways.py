@@ -75,7 +75,9 @@ def forward_ways(of: Problem, backends: Sequence[str] = BACKENDS) -> tuple[dict[
         ways[f"{name}: dense, as many FLOPs"] = _dense(of, plan, name)
     if of.q.is_cuda and of.shape.world > 1:
         ways["PyTorch: context parallel"] = _context_parallel(of)
-    if of.q.is_cuda and importlib.util.find_spec("flashinfer"):
+    if reason := _unpaged(of):
+        refused["flashinfer"] = reason
+    else:
         ways["flashinfer: paged, one launch"] = _paged(of)
     demand_equal(ways)
     return ways, refused
@@ -220,16 +222,23 @@ def _merge(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: t
     lse.copy_(total)
 
 
+def _unpaged(of: Problem) -> str:
+    """Why FlashInfer cannot take the shape in one launch, if it cannot."""
+    if not of.q.is_cuda:
+        return f"device = {of.q.device}, but should be on cuda"
+    if importlib.util.find_spec("flashinfer") is None:
+        return "flashinfer is not installed"
+    if any(piece[2] % _PAGE or piece[3] % _PAGE for piece in of.shape.pieces):
+        return f"keys of {of.shape.name} should begin and end at multiples of {_PAGE}"
+    masks = {piece[4] for piece in of.shape.pieces}
+    return "" if len(masks) == 1 else f"{of.shape.name} has {len(masks)} masks, but a launch has one"
+
+
 def _paged(of: Problem) -> Call:
-    """FlashInfer's paged prefill over pages that slices share; starts and lengths of keys must be whole pages."""
+    """FlashInfer's paged prefill over pages that slices share."""
     import flashinfer
 
     pieces = of.shape.pieces
-    if any(piece[2] % _PAGE or piece[3] % _PAGE for piece in pieces):
-        raise ValueError(f"{of.shape.name}: keys should begin and end at multiples of {_PAGE}")
-    masks = {piece[4] for piece in pieces}
-    if len(masks) != 1:
-        raise ValueError(f"{of.shape.name}: one launch has one mask, and this has {len(masks)}")
     ints: dict[str, Any] = {"dtype": torch.int32, "device": of.q.device}
     rows = torch.tensor([0, *(piece[1] for piece in pieces)], **ints)
     pages = [range(piece[2] // _PAGE, piece[3] // _PAGE) for piece in pieces]
@@ -240,7 +249,7 @@ def _paged(of: Problem) -> Call:
         torch.empty(2**28, dtype=torch.uint8, device=of.q.device), "NHD", backend="fa3"
     )
     heads = (*of.shape.heads, HEAD_DIM, _PAGE)
-    wrapper.plan(rows, starts, indices, last, *heads, causal=masks == {CAUSAL}, q_data_type=of.q.dtype)
+    wrapper.plan(rows, starts, indices, last, *heads, causal=pieces[0][4] == CAUSAL, q_data_type=of.q.dtype)
     cache = tuple(each.unflatten(0, (-1, _PAGE)) for each in (of.k, of.v))
     return lambda: wrapper.run(of.q, cache)
 

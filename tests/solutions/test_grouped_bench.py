@@ -19,7 +19,7 @@ from grouped_bench import shapes as shapes_module
 from grouped_bench import ways as ways_module
 from grouped_bench.__main__ import main
 from grouped_bench.parallel import parallel_ways
-from grouped_bench.report import Row, markdown, plot, write_csv
+from grouped_bench.report import Row, markdown, plot, read, write_csv
 from grouped_bench.shapes import Shape, prefixes, shapes, shared, zigzag
 from grouped_bench.timing import Times, in_turns
 from grouped_bench.ways import backward_ways, forward_ways, problem
@@ -58,7 +58,7 @@ def test_the_ways_of_a_shape_compute_the_same(make: object) -> None:
 
     one, other = ways["reference: grouped"](), ways["reference: launches in order"]()
     torch.testing.assert_close(one, other)
-    assert not refused
+    assert not refused.keys() - {"flashinfer"}
     assert ways["reference: dense, as many FLOPs"]().isfinite().all()
 
 
@@ -72,8 +72,9 @@ def test_a_way_to_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -
 def test_a_backend_that_cannot_run_is_named_with_its_reason() -> None:
     ways, refused = forward_ways(problem(TINY, CPU), ["fa3", "reference"])
 
-    assert list(refused) == ["fa3"]
+    assert list(refused) == ["fa3", "flashinfer"]
     assert refused["fa3"]
+    assert refused["flashinfer"] == "device = cpu, but should be on cuda"
     assert all(name.startswith("reference") for name in ways)
 
 
@@ -185,7 +186,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert re.search(r"plan of 64 groups, reference: \d+\.\d{3} ms", said)
-    assert "1 of 1 tiny, forward: reference: grouped eager" in said
+    assert "1 of 3 tiny, forward: reference: grouped eager" in said
     return tmp_path
 
 
@@ -203,6 +204,27 @@ def test_a_run_writes_what_it_measured_and_what_it_did_not(measured: Path) -> No
     assert "## zigzag, forward\n" in told
     assert "over launches in order" in told
     assert "## Not run\n\n- fa3: " in told
+
+
+def test_what_fails_is_named_and_the_rest_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes_module, "shapes", lambda: iter([TINY]))
+    monkeypatch.setattr(ways_module, "_in_order", lambda of, name: lambda: torch.zeros_like(of.q) * len(name))
+
+    arguments = ["--device", "cpu", "--backends", "reference", "--rounds", "2", "--output", str(tmp_path)]
+    done = CliRunner().invoke(main, arguments)
+
+    assert done.exit_code == 1
+    assert "ValueError: reference: launches in order and reference: grouped differ by" in " ".join(done.output.split())
+    assert "not timed: tiny, forward" in done.output
+    assert {row["pass"] for row in read(tmp_path / "grouped.jsonl")} == {"context parallel"}
+
+
+def test_shapes_come_in_the_order_in_which_they_are_asked_for() -> None:
+    said = CliRunner().invoke(main, ["--list", "--shapes", "imbalanced-*", "--shapes", "*-w8-r7", "--shapes", "*"])
+
+    names = said.output.splitlines()
+    assert names[:2] == ["imbalanced-100-9900", "zigzag-8B-4K-w8-r7"]
+    assert sorted(names) == sorted(shape.name for shape in shapes())
 
 
 def test_what_was_measured_is_not_measured_again(measured: Path) -> None:
