@@ -12,6 +12,7 @@ import torch
 
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import load_dataset
+from refgrid.proving import workbench
 from refgrid.proving.determinism import BATCHED
 from refgrid.proving.finding import Finding
 from refgrid.proving.proof import Prover
@@ -89,6 +90,23 @@ def test_a_clone_beside_has_the_same_bits_at_another_aligned_address(
     assert same_bits(second, value)
     assert second.data_ptr() != first.data_ptr() or not value.numel()
     assert second.data_ptr() % 64 == 0 or not value.numel()
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 7, 8])
+def test_bits_are_compared_a_few_at_a_time(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of 10 GiB would take as much again, beside other workers on the GPU."""
+    seen: list[int] = []
+    monkeypatch.setattr(workbench, "_COMPARED", 4)
+    monkeypatch.setattr(torch, "equal", lambda one, other: seen.append(len(one)) or bool((one == other).all()))
+    value = torch.arange(length, dtype=torch.uint8)
+
+    assert same_bits(value, value.clone())
+    assert max(seen) <= 4
+    assert sum(seen) == length
+    for place in range(length):
+        changed = value.clone()
+        changed[place] += 1
+        assert not same_bits(value, changed)
 
 
 class TestOfRows:

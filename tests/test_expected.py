@@ -12,7 +12,7 @@ from refgrid.records.record import Verdict
 ENTRY = """
 [[expected]]
 cases = ["double_*-b1-sum", "other-*"]
-environment = "cu130*"
+environments = ["cu130*", "cu132-newest"]
 verdict = "mismatch"
 reason = "the library doubles twice"
 link = "https://example.org/issues/1"
@@ -29,6 +29,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_known_failure_is_expected_and_says_why(file: Path) -> None:
     known = load_expected(file, "cu130-overlay")
 
+    assert load_expected(file, "cu132-newest").entries == known.entries
     assert known.revise("double_n4-b1-sum", Verdict.MISMATCH, "y is off") == (
         Verdict.EXPECTED,
         "the library doubles twice (https://example.org/issues/1): y is off",

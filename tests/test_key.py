@@ -42,7 +42,7 @@ def origin(source, op):
 """
 EXPECTED = """[[expected]]
 cases = ["double_n4-b{}-sum"]
-environment = "*"
+environments = ["*"]
 verdict = "mismatch"
 reason = "a reason of some length"
 link = "https://example.org/1"

@@ -161,7 +161,7 @@ def test_an_expected_failure_is_measured_each_time(project: Project) -> None:
     project.reference("open('ran', 'a').write('x')\nreturn x * 2.1", 1)
     (project.root / "ci").mkdir()
     (project.root / "ci" / "expected_failures.toml").write_text(
-        '[[expected]]\ncases = ["*-sum"]\nenvironment = "*"\nverdict = "mismatch"\n'
+        '[[expected]]\ncases = ["*-sum"]\nenvironments = ["*"]\nverdict = "mismatch"\n'
         'reason = "wrong on purpose"\nlink = "https://example.org"\n'
     )
     project.run("-k", "sum")

@@ -25,7 +25,7 @@ from refgrid.running.units import spread
 KNOWN = """
 [[expected]]
 cases = ["double_n4-b1-sum"]
-environment = "*"
+environments = ["*"]
 verdict = "mismatch"
 reason = "the library doubles twice"
 link = "https://example.org/issues/1"

@@ -27,7 +27,7 @@ def main(
     patterns: tuple[str, ...], backends: str, rounds: int, device: str, output: Path, *, render: bool, listed: bool
 ) -> None:
     """Time grouped attention beside what it replaces; a shape that was measured is not measured again."""
-    file = output / "grouped.jsonl"
+    file = output / "grouped.ndjson"  # not .jsonl, as records of cases are
     if listed:
         click.echo("\n".join(_names(patterns)))
         return

@@ -216,7 +216,7 @@ def test_what_fails_is_named_and_the_rest_is_timed(tmp_path: Path, monkeypatch: 
     assert done.exit_code == 1
     assert "ValueError: reference: launches in order and reference: grouped differ by" in " ".join(done.output.split())
     assert "not timed: tiny, forward" in done.output
-    assert {row["pass"] for row in read(tmp_path / "grouped.jsonl")} == {"context parallel"}
+    assert {row["pass"] for row in read(tmp_path / "grouped.ndjson")} == {"context parallel"}
 
 
 def test_shapes_come_in_the_order_in_which_they_are_asked_for() -> None:
@@ -228,11 +228,11 @@ def test_shapes_come_in_the_order_in_which_they_are_asked_for() -> None:
 
 
 def test_what_was_measured_is_not_measured_again(measured: Path) -> None:
-    before = (measured / "grouped.jsonl").read_text()
+    before = (measured / "grouped.ndjson").read_text()
 
     CliRunner().invoke(main, ["--device", "cpu", "--output", str(measured)], catch_exceptions=False)
 
-    assert (measured / "grouped.jsonl").read_text() == before
+    assert (measured / "grouped.ndjson").read_text() == before
 
 
 def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type[Figure]) -> None:
@@ -251,12 +251,12 @@ def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type
 
 
 def test_rendering_measures_nothing_and_adds_the_plot(measured: Path) -> None:
-    before = (measured / "grouped.jsonl").read_text()
+    before = (measured / "grouped.ndjson").read_text()
 
     done = CliRunner().invoke(main, ["--render", "--output", str(measured)], catch_exceptions=False)
 
     assert done.output == f"written: {measured}/grouped.csv, grouped.md, grouped.png\n"
-    assert (measured / "grouped.jsonl").read_text() == before
+    assert (measured / "grouped.ndjson").read_text() == before
     assert (measured / "grouped.png").read_bytes() == b"a plot"
 
 
@@ -264,7 +264,7 @@ def test_rendering_what_was_never_measured_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--render", "--output", str(tmp_path)])
 
     assert done.exit_code == 2
-    assert f"{tmp_path / 'grouped.jsonl'} is not there: measure first" in " ".join(done.output.split())
+    assert f"{tmp_path / 'grouped.ndjson'} is not there: measure first" in " ".join(done.output.split())
 
 
 def test_a_pattern_without_a_shape_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 [[expected]]
 cases = ["gqa_paged_decode_*-edge_*-flashinfer"]   # globs over the names of cases: their ids, but of every seed
-environment = "cu130*"                             # a glob over environment names
+environments = ["cu130*"]                          # globs over names of environments
 verdict = "mismatch"
 reason = "lse of an empty sequence is finite"
 link = "https://..."
@@ -35,13 +35,17 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cases: Annotated[tuple[str, ...], Field(min_length=1)]
-    environment: Annotated[str, Field(min_length=1)]
+    environments: Annotated[tuple[str, ...], Field(min_length=1)]
     verdict: Verdict
     reason: Annotated[str, Field(min_length=10)]
     link: Annotated[str, Field(pattern=r"^https://")]
 
     def covers(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.cases)
+        return _fits(name, self.cases)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class _File(BaseModel):
@@ -90,4 +94,4 @@ def load_expected(file: Path, environment: str) -> ExpectedFailures:
     except ValidationError as error:
         first = error.errors()[0]
         raise ExpectedError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return ExpectedFailures(file, tuple(e for e in parsed.expected if fnmatchcase(environment, e.environment)))
+    return ExpectedFailures(file, tuple(e for e in parsed.expected if _fits(environment, e.environments)))

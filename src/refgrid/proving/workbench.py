@@ -30,6 +30,7 @@ Tensors = dict[str, torch.Tensor]
 
 _KEPT_BYTES = 4 * 2**30
 _ALIGNED = 512  # bytes, as CUDA's allocator aligns; a CPU's aligns to 64
+_COMPARED = 2**28  # bytes at a time: a GPU puts down what it finds of each before it tells whether all are equal
 _WIDER = 4  # times the memory of a case: bfloat16 as float64
 
 
@@ -316,5 +317,5 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal bit for bit, so that NaN equals itself and -0.0 differs from 0.0."""
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    flat = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right))
-    return bool(torch.equal(*flat))
+    flat = (tensor.contiguous().reshape(-1).view(torch.uint8).split(_COMPARED) for tensor in (left, right))
+    return all(torch.equal(*parts) for parts in zip(*flat, strict=True))
