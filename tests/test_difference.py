@@ -34,7 +34,7 @@ def test_equal_differences_are_one_line_with_the_reason() -> None:
         run(all_are(Verdict.MATCH, [*same, *other]), environment=NEWEST, name="c"),
     )
 
-    assert (line.machine, line.op, line.against, line.count) == ("NVIDIA H200", "gemm", "flashinfer", 3)
+    assert (line.machine, line.ops, line.against, line.count) == ("NVIDIA H200", ("gemm",), "flashinfer", 3)
     assert [side.told for side in line.sides] == [
         "match in cu132 and cu140",
         "unsupported in cu130: Unsupported group_size: 6",
@@ -52,6 +52,51 @@ def test_reasons_that_differ_in_words_are_lines_of_their_own() -> None:
 
     assert [line.count for line in lines] == [1, 1]
     assert {line.sides[1].reason for line in lines} == {"out is off", "lse is off"}
+
+
+def test_what_an_environment_lacks_is_told_once_and_apart() -> None:
+    same, refused, other = cases(2, "sglang"), cases(3, "sglang", op="rmsnorm"), cases(1, "sglang", op="rope")
+    lacking, unfit = (Verdict.MISSING, "sglang is not installed"), (Verdict.UNSUPPORTED, "page_size is 1")
+
+    lines = found(
+        run(all_are(Verdict.MATCH, [*same, *other]) | all_are(unfit, refused), environment=H200, name="a"),
+        run(all_are(Verdict.MATCH, [*same, *other, *refused]), environment=NEWER, name="b"),
+        run(all_are(lacking, [*same, *other, *refused]), environment=NEWEST, name="c"),
+    )
+
+    assert [(line.where, line.count, line.told) for line in lines] == [
+        ("gemm, rmsnorm, rope", 6, "missing in cu140: sglang is not installed"),
+        ("rmsnorm", 3, "match in cu132; unsupported in cu130: page_size is 1"),
+    ]
+
+
+def test_what_all_lack_is_no_difference() -> None:
+    (of,) = cases(1)
+
+    assert not found(
+        run({of: (Verdict.MISSING, "too old")}, environment=H200, name="a"),
+        run({of: (Verdict.MISSING, "not installed")}, environment=NEWER, name="b"),
+    )
+
+
+def test_an_expected_failure_is_told_by_its_entry_alone() -> None:
+    one, two = cases(2)
+    entry = "the library doubles (twice) (https://example.org/1)"
+
+    (line,) = found(
+        run(
+            {
+                one: (Verdict.EXPECTED, f"{entry}: y is off at [1] (atol 1)"),
+                two: (Verdict.EXPECTED, f"{entry}: z is nan"),
+            },
+            environment=H200,
+            name="a",
+        ),
+        run(all_are(Verdict.MATCH, [one, two]), environment=NEWER, name="b"),
+    )
+
+    assert line.count == 2
+    assert line.told == f"match in cu132; expected in cu130: {entry}"
 
 
 @pytest.mark.parametrize("silent", [Verdict.NOT_RUN, None])

@@ -1,4 +1,7 @@
-"""Where environments on one kind of machine differ: equal differences of one op and source together, one line each."""
+"""Where environments on one kind of machine differ: equal differences against one source together, one line each.
+
+What an environment lacks is a difference of its own: were it part of the others, each would be told once more.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from refgrid.dataset.case import Case
 from refgrid.records.record import Outcome, Verdict
 from refgrid.report.cell import WORST_FIRST, against
 from refgrid.report.column import Column
@@ -32,23 +36,38 @@ class Side:
         return f"{self.verdict.value} in {' and '.join(self.columns)}{reason}"
 
 
-_Alike = tuple[str, str, tuple[tuple[str, Verdict, str], ...]]  # op, held against, its sides
+_OPS_TOLD = 4
+_Alike = tuple[str, tuple[tuple[str, Verdict, str], ...]]  # held against, its sides
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`count` cases of one op against one source that ended in the same two or more ways; worst side last."""
+    """`count` cases of some ops against one source that ended in the same two or more ways; worst side last.
+
+    One side alone is that of environments which miss the source that others have.
+    """
 
     machine: str
-    op: str
+    ops: tuple[str, ...]
     against: str
     count: int
     sides: tuple[Side, ...]
     example: str
 
+    @property
+    def told(self) -> str:
+        """How they ended, the worst last."""
+        return "; ".join(side.told for side in self.sides)
+
+    @property
+    def where(self) -> str:
+        """Its ops, the first by name."""
+        more = f" and {len(self.ops) - _OPS_TOLD} more ops" if len(self.ops) > _OPS_TOLD else ""
+        return ", ".join(self.ops[:_OPS_TOLD]) + more
+
 
 def differences(columns: Sequence[Column]) -> tuple[Difference, ...]:
-    """Every difference in verdict between columns of one kind of machine, most cases first within an op.
+    """Every difference in verdict between columns of one kind of machine, most cases first within a source.
 
     A case that a column did not plan, or did not run, says nothing there. `cached` counts as the `match` it is.
     """
@@ -57,18 +76,29 @@ def differences(columns: Sequence[Column]) -> tuple[Difference, ...]:
         if column.environment is not None:
             machines[column.environment.gpu or "CPU"].append(column)
     found = [each for machine, same in machines.items() for each in _of_machine(machine, same)]
-    return tuple(sorted(found, key=lambda each: (each.machine, each.op, each.against, -each.count)))
+    return tuple(sorted(found, key=lambda each: (each.machine, each.against, -each.count)))
 
 
 def _of_machine(machine: str, columns: Sequence[Column]) -> Iterator[Difference]:
-    groups: dict[_Alike, list[tuple[str, tuple[Side, ...]]]] = defaultdict(list)
-    for case_id, ended in _by_case(columns).items():
-        if len(sides := _sides(ended)) > 1:
-            case = next(iter(ended.values())).case
-            groups[case.op, against(case), tuple(side.without_numbers for side in sides)].append((case_id, sides))
-    for (op, source, _), same in groups.items():
+    groups: dict[_Alike, list[tuple[Case, tuple[Side, ...]]]] = defaultdict(list)
+    for ended in _by_case(columns).values():
+        case = next(iter(ended.values())).case
+        for sides in _parts(_sides(ended)):
+            groups[against(case), tuple(side.without_numbers for side in sides)].append((case, sides))
+    for (source, _), same in groups.items():
         example, sides = same[0]
-        yield Difference(machine, op, source, len(same), sides, example)
+        ops = tuple(sorted({case.op for case, _ in same}))
+        yield Difference(machine, ops, source, len(same), sides, example.id)
+
+
+def _parts(sides: tuple[Side, ...]) -> Iterator[tuple[Side, ...]]:
+    """The side that misses the source, and the others if they differ among themselves."""
+    missing = tuple(side for side in sides if side.verdict is Verdict.MISSING)
+    there = tuple(side for side in sides if side not in missing)
+    if missing and there:
+        yield missing
+    if len(there) > 1:
+        yield there
 
 
 def _by_case(columns: Sequence[Column]) -> dict[str, dict[str, Outcome]]:
@@ -89,4 +119,10 @@ def _sides(ended: dict[str, Outcome]) -> tuple[Side, ...]:
         verdict = Verdict.MATCH if outcome.verdict is Verdict.CACHED else outcome.verdict
         alike[verdict].append((name, outcome))
     ordered = sorted(alike, key=lambda verdict: -WORST_FIRST[verdict])
-    return tuple(Side(tuple(name for name, _ in alike[v]), v, alike[v][0][1].reason) for v in ordered)
+    return tuple(Side(tuple(name for name, _ in alike[v]), v, _headline(alike[v][0][1])) for v in ordered)
+
+
+def _headline(outcome: Outcome) -> str:
+    """The reason; of an expected failure why it is expected, with its link, and not what was found this time."""
+    expected, known, _ = outcome.reason.partition("): ")
+    return f"{expected})" if known and outcome.verdict is Verdict.EXPECTED else outcome.reason

@@ -122,8 +122,8 @@ def _print_differences(matrix: Matrix, console: Console) -> None:
     if matrix.differences:
         console.print(Text("differences between environments on one kind of machine", "bold"))
     for each in matrix.differences[:DIFFERENCES_SHOWN]:
-        line = f"{each.machine} · {each.op} · {each.against} · {each.count} cases: "
-        line += shorten("; ".join(side.told for side in each.sides), 400, placeholder=" ...")
+        line = f"{each.machine} · {each.where} · {each.against} · {each.count} cases: "
+        line += shorten(each.told, 400, placeholder=" ...")
         console.print(_text(line, console))
     if hidden := matrix.differences[DIFFERENCES_SHOWN:]:
         console.print(_text(f"... and {len(hidden)} more in matrix.json", console))
