@@ -110,14 +110,20 @@ def _rows(shape: Shape, name: str, backends: Sequence[str], rounds: int, device:
 def _told(times: Times, flops: int) -> dict[str, Any]:
     low, high = times.spread
     told = {"median_ms": times.median, "lowest_ms": low, "highest_ms": high}
-    return {**told, "tflops": flops / times.median / 1e9}
+    return {name: rounded(value) for name, value in {**told, "tflops": flops / times.median / 1e9}.items()}
 
 
 def _speedups(way: str, times: dict[str, Times]) -> dict[str, tuple[float, float, float]]:
     """Of a grouped call over everything else that was timed with it."""
     if not way.endswith("grouped"):
         return {}
-    return {other: times[way].speedup(theirs) for other, theirs in times.items() if other != way}
+    others = {other: times[way].speedup(theirs) for other, theirs in times.items() if other != way}
+    return {other: tuple(map(rounded, told)) for other, told in others.items()}  # type: ignore[misc] # three of three
+
+
+def rounded(value: float) -> float:
+    """To five digits: more than the times are good for."""
+    return float(f"{value:.5g}")
 
 
 def _device_name(device: torch.device) -> str:

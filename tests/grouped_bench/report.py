@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+_COLOURS = {
+    "fa3": "tab:blue",
+    "triton": "tab:green",
+    "torch": "tab:orange",
+    "PyTorch": "tab:red",
+    "flashinfer": "tab:gray",
+}
 
 FIELDS = (
     *("shape", "kind", "model", "tokens", "world", "rank", "stride", "pass", "mode", "way"),
@@ -35,35 +44,55 @@ def write_csv(rows: Iterable[Row], file: Path) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table a pass and kind; a line a shape and mode, with the way that is fastest and what grouping gains."""
+    """A table a backend, pass, kind and mode; a line a shape, with how much faster a grouped call is than each way."""
+    timed = [row for row in rows if "median_ms" in row]
     lines = ["# Grouped attention, timed", "", _told(rows)]
-    for what in dict.fromkeys((row["pass"], row["kind"]) for row in rows if "median_ms" in row):
-        own = [row for row in rows if (row["pass"], row["kind"]) == what and "median_ms" in row]
-        lines += ["", f"## {what[1]}, {what[0]}", "", *_table(own)]
+    grouped = [row for row in timed if row["speedups"]]
+    for part in dict.fromkeys(map(_part, grouped)):
+        lines += ["", f"## {', '.join(part)}", "", *_table([row for row in grouped if _part(row) == part])]
     missing = dict.fromkeys((row["way"], row["refused"]) for row in rows if "refused" in row)
     if missing:
         lines += ["", "## Not run", "", *(f"- {way}: {why}" for way, why in missing)]
     return "\n".join(lines) + "\n"
 
 
+def _part(row: Row) -> tuple[str, ...]:
+    return _backend(row), row["kind"], row["pass"], row["mode"]
+
+
+def _backend(row: Row) -> str:
+    return str(row["way"].partition(":")[0])
+
+
 def plot(rows: Sequence[Row], file: Path) -> None:
-    """TFLOP/s over tokens of every way, forward, replayed as graphs, zigzag with eight ranks."""
+    """TFLOP/s over tokens of every way, replayed as graphs, zigzag with eight ranks; a colour a backend."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, model in zip(figure.subplots(1, 2, sharey=True), ("8B", "70B"), strict=True):
-        own = [row for row in rows if _plotted(row, model)]
+    figure, drawn = Figure(figsize=(12, 8), layout="constrained"), {}
+    panels = product(("forward", "forward + backward"), ("8B", "70B"))
+    for axes, (what, model) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        own = [row for row in rows if _plotted(row, what, model)]
         for way in dict.fromkeys(row["way"] for row in own):
             points = sorted((row["tokens"], row["tflops"]) for row in own if row["way"] == way)
-            axes.plot(*zip(*points, strict=True), marker="o", label=way)
-        axes.set(title=f"Llama3-{model} heads, zigzag, rank 7 of 8", xlabel="tokens", xscale="log", ylabel="TFLOP/s")
-        if own:
-            axes.legend(fontsize="x-small")
-    figure.savefig(file, dpi=120)
+            (drawn[way],) = axes.plot(*zip(*points, strict=True), **_style(way), label=way)
+        axes.set(title=f"{what}, Llama3-{model} heads, rank 7 of 8", xlabel="tokens", ylabel="TFLOP/s")
+        axes.set_xscale("log", base=2)
+        ticks = sorted({row["tokens"] for row in own})
+        axes.set_xticks(ticks, [f"{tokens // 1024}K" for tokens in ticks])
+        axes.set_ylim(bottom=0)
+    figure.legend(handles=list(drawn.values()), loc="outside right center", fontsize="small")
+    figure.savefig(file, dpi=110)
 
 
-def _plotted(row: Row, model: str) -> bool:
-    wanted = {"kind": "zigzag", "model": model, "world": 8, "rank": 7, "stride": 0, "pass": "forward", "mode": "graph"}
+def _style(way: str) -> dict[str, str]:
+    """Whose it is by colour; a grouped call is a full line."""
+    backend, _, what = way.partition(": ")
+    lines = {"grouped": "-", "launches in order": "--", "a stream each": "-.", "dense, as many FLOPs": ":"}
+    return {"color": _COLOURS.get(backend, "black"), "linestyle": lines.get(what, "-"), "marker": "."}
+
+
+def _plotted(row: Row, what: str, model: str) -> bool:
+    wanted = {"kind": "zigzag", "model": model, "world": 8, "rank": 7, "stride": 0, "pass": what, "mode": "graph"}
     return "tflops" in row and all(row.get(name) == value for name, value in wanted.items())
 
 
@@ -71,27 +100,28 @@ def _told(rows: Sequence[Row]) -> str:
     first = next((row for row in rows if "device" in row), {})
     where = f"On {first.get('device', 'nothing')}, torch {first.get('torch', '?')}"
     return (
-        f"{where}: medians of {first.get('rounds', 0)} rounds in turns; in brackets where the speedup lies in 95 "
-        "of 100 resamples. FLOPs are those of visible pairs."
+        f"{where}: medians of {first.get('rounds', 0)} rounds in turns, with the lowest and the highest; how often "
+        "a grouped call fits into the time of each other way, and in brackets where that lies in 95 of 100 resamples. "
+        "FLOPs are those of visible pairs. Eager: with what the host takes to launch; graph: CUDA graphs, without."
     )
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    lines = [f"| shape | mode | {' | '.join(f'{way}, TFLOP/s' for way in ways)} | what grouping gains |"]
-    lines.append("|---" * (len(ways) + 3) + "|")
-    for shape, mode in dict.fromkeys((row["shape"], row["mode"]) for row in rows):
-        own = {row["way"]: row for row in rows if (row["shape"], row["mode"]) == (shape, mode)}
-        cells = [f"{own[way]['tflops']:.0f}" if way in own else "" for way in ways]
-        lines.append(f"| {shape} | {mode} | {' | '.join(cells)} | {'; '.join(_gains(own.values()))} |")
-    return lines
-
-
-def _gains(rows: Iterable[Row]) -> Iterable[str]:
-    """Of each backend's grouped call over its own launches and over the others' single ways."""
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    """Of one backend: its own other ways, then those of PyTorch and FlashInfer."""
+    others = [way for way in dict.fromkeys(way for row in rows for way in row["speedups"]) if _comparable(rows[0], way)]
+    named = [way.removeprefix(f"{_backend(rows[0])}: ") for way in others]
+    yield f"| shape | ms | TFLOP/s | {' | '.join(f'over {way}' for way in named)} |"
+    yield "|---" * (len(others) + 3) + "|"
     for row in rows:
-        backend = row["way"].partition(":")[0]
-        for over, (speedup, low, high) in row.get("speedups", {}).items():
-            if over.startswith(f"{backend}:") or not over.endswith(("grouped", "order", "each", "FLOPs")):
-                other = over.removeprefix(f"{backend}: ")
-                yield f"{backend} {speedup:.2f}x [{low:.2f}, {high:.2f}] over {other}"
+        cells = [_speedup(row["speedups"][way]) if way in row["speedups"] else "" for way in others]
+        ms = "{median_ms:.3f} ({lowest_ms:.3f} to {highest_ms:.3f})".format(**row)
+        yield f"| {row['shape']} | {ms} | {row['tflops']:.0f} | {' | '.join(cells)} |"
+
+
+def _comparable(row: Row, way: str) -> bool:
+    """Another backend's ways are in tables of their own."""
+    return way.partition(":")[0] in (_backend(row), "PyTorch", "flashinfer")
+
+
+def _speedup(told: Sequence[float]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*told)

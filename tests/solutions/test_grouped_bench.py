@@ -9,7 +9,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -155,16 +155,25 @@ class Figure:
     def __init__(self, **_: object) -> None:
         self.drawn.clear()
 
-    def subplots(self, *_: int, **__: object) -> list[Figure]:
-        return [self, self]
+    def subplots(self, *_: int, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(flat=[self] * 4)
 
-    def plot(self, tokens: tuple[int, ...], tflops: tuple[float, ...], *, label: str, marker: str) -> None:
-        assert marker
+    def plot(self, tokens: tuple[int, ...], tflops: tuple[float, ...], *, label: str, **style: str) -> list[str]:
+        assert style.keys() == {"color", "linestyle", "marker"}
         self.drawn[label] = list(zip(tokens, tflops, strict=True))
+        return [label]
+
+    def legend(self, *, handles: list[str], **_: object) -> None:
+        assert sorted(handles) == sorted(self.drawn)
 
     def set(self, **_: object) -> None: ...
 
-    def legend(self, **_: object) -> None: ...
+    def set_xscale(self, *_: object, **__: object) -> None: ...
+
+    def set_xticks(self, ticks: list[int], labels: list[str]) -> None:
+        assert len(ticks) == len(labels)
+
+    def set_ylim(self, **_: object) -> None: ...
 
     def savefig(self, file: Path, **_: object) -> None:
         file.write_bytes(b"a plot")
@@ -201,8 +210,8 @@ def test_a_run_writes_what_it_measured_and_what_it_did_not(measured: Path) -> No
         "reference: launches in order",
         "reference: dense, as many FLOPs",
     ]
-    assert "## zigzag, forward\n" in told
-    assert "over launches in order" in told
+    assert "## reference, zigzag, forward, eager\n" in told
+    assert "| over launches in order | over dense, as many FLOPs |" in told
     assert "## Not run\n\n- fa3: " in told
 
 
@@ -237,16 +246,18 @@ def test_what_was_measured_is_not_measured_again(measured: Path) -> None:
 
 def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type[Figure]) -> None:
     shape = {"kind": "zigzag", "model": "8B", "world": 8, "rank": 7, "stride": 0, "pass": "forward", "mode": "graph"}
-    speedups = {"fa3: launches in order": (1.25, 1.2, 1.3)}
-    time = {"way": "fa3: grouped", "median_ms": 1.0, "tflops": 600.0, "speedups": speedups}
+    speedups = {"fa3: launches in order": (1.25, 1.2, 1.3), "torch: grouped": (2.0, 2.0, 2.0)}
+    times = {"median_ms": 1.0, "lowest_ms": 0.9, "highest_ms": 1.1}
+    time = {"way": "fa3: grouped", **times, "tflops": 600.0, "speedups": speedups}
     rows: list[Row] = [{"shape": f"z{tokens}", "tokens": tokens, **shape, **time} for tokens in (4096, 8192)]
 
     plot([*rows, {**rows[0], "rank": 0}], tmp_path / "plot.png")
     assert figure.drawn == {"fa3: grouped": [(4096, 600.0), (8192, 600.0)]}
     write_csv(rows, tmp_path / "rows.csv")
 
-    assert "| z4096 | graph | 600 | fa3 1.25x [1.20, 1.30] over launches in order |" in markdown(rows)
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 5
+    assert "| shape | ms | TFLOP/s | over launches in order |\n" in markdown(rows)
+    assert "| z4096 | 1.000 (0.900 to 1.100) | 600 | 1.25 [1.20, 1.30] |" in markdown(rows)
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 7
     assert json.dumps(rows)
 
 
