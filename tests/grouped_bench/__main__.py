@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from grouped_bench.report import markdown, plot, read, write_csv
+
+if TYPE_CHECKING:
+    from grouped_bench.shapes import Shape
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -19,12 +23,21 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--rounds", default=15, show_default=True, help="How often each way has its turn.")
 @click.option("--device", default="cuda", show_default=True, help="cpu times nothing of interest; it tests this.")
 @click.option("--output", type=_FOLDER, default="results/grouped", show_default=True, help="Folder of what is written.")
+@click.option("--bytes", "counted", is_flag=True, help="Count what is read from memory instead, by ncu, forward.")
 @click.option(
     "--render", is_flag=True, help="Only write tables and plot of what was measured; needs matplotlib, no torch."
 )
 @click.option("--list", "listed", is_flag=True, help="Only list the shapes.")
 def main(
-    patterns: tuple[str, ...], backends: str, rounds: int, device: str, output: Path, *, render: bool, listed: bool
+    patterns: tuple[str, ...],
+    backends: str,
+    rounds: int,
+    device: str,
+    output: Path,
+    *,
+    counted: bool,
+    render: bool,
+    listed: bool,
 ) -> None:
     """Time grouped attention beside what it replaces; a shape that was measured is not measured again."""
     file = output / "grouped.ndjson"  # not .jsonl, as records of cases are
@@ -32,9 +45,11 @@ def main(
         click.echo("\n".join(_names(patterns)))
         return
     failed: list[str] = []
-    if not render:
+    if counted:
+        failed = _count(patterns, backends.split(","), file)
+    elif not render:
         failed = _measure(patterns, backends.split(","), rounds, device, file)
-    elif not file.exists():
+    if not file.exists():
         raise click.UsageError(f"{file} is not there: measure first")
     rows = read(file)
     write_csv(rows, output / "grouped.csv")
@@ -43,7 +58,7 @@ def main(
         plot(rows, output / "grouped.png")
     click.echo(f"written: {output}/grouped.csv, grouped.md{', grouped.png' if render else ''}")
     if failed:
-        raise click.ClickException(f"not timed: {', '.join(failed)}")
+        raise click.ClickException(f"not measured: {', '.join(failed)}")
 
 
 def _names(patterns: Sequence[str]) -> list[str]:
@@ -60,17 +75,29 @@ def _names(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _chosen(patterns: Sequence[str]) -> list[Shape]:
+    from grouped_bench.shapes import shapes
+
+    by_name = {shape.name: shape for shape in shapes()}
+    return [by_name[name] for name in _names(patterns)]
+
+
 def _measure(patterns: Sequence[str], backends: Sequence[str], rounds: int, device: str, file: Path) -> list[str]:
     """Those that failed."""
     import torch
 
     from grouped_bench.measure import measure
-    from grouped_bench.shapes import shapes
 
-    by_name = {shape.name: shape for shape in shapes()}
-    chosen = [by_name[name] for name in _names(patterns)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    return measure(chosen, backends, rounds, torch.device(device), file)
+    return measure(_chosen(patterns), backends, rounds, torch.device(device), file)
+
+
+def _count(patterns: Sequence[str], backends: Sequence[str], file: Path) -> list[str]:
+    """Those that failed."""
+    from grouped_bench.traffic import count
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return count(_chosen(patterns), backends, file, click.echo)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+BYTES = "bytes"  # the mode of rows that tell no time, but what was read from memory
+
 _COLOURS = {
     "fa3": "tab:blue",
     "triton": "tab:green",
@@ -22,7 +24,7 @@ _COLOURS = {
 FIELDS = (
     *("shape", "kind", "model", "tokens", "world", "rank", "stride", "pass", "mode", "way"),
     *("median_ms", "lowest_ms", "highest_ms", "tflops", "over", "speedup", "speedup_low", "speedup_high"),
-    *("key_bytes", "key_reads", "rounds", "device", "torch"),
+    *("key_bytes", "key_reads", "read_bytes", "rounds", "device", "torch"),
 )
 
 
@@ -37,7 +39,7 @@ def write_csv(rows: Iterable[Row], file: Path) -> None:
         writer = csv.DictWriter(opened, FIELDS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            if "median_ms" in row:
+            if "median_ms" in row or "read_bytes" in row:
                 writer.writerow(row)
             for over, (speedup, low, high) in row.get("speedups", {}).items():
                 writer.writerow({**row, "over": over, "speedup": speedup, "speedup_low": low, "speedup_high": high})
@@ -50,6 +52,9 @@ def markdown(rows: Sequence[Row]) -> str:
     grouped = [row for row in timed if row["speedups"]]
     for part in dict.fromkeys(map(_part, grouped)):
         lines += ["", f"## {', '.join(part)}", "", *_table([row for row in grouped if _part(row) == part])]
+    counted = [row for row in rows if row["mode"] == BYTES]
+    if counted:
+        lines += ["", "## Bytes read from memory, forward", "", *_traffic(counted)]
     missing = dict.fromkeys((row["way"], row["refused"]) for row in rows if "refused" in row)
     if missing:
         lines += ["", "## Not run", "", *(f"- {way}: {why}" for way, why in missing)]
@@ -116,6 +121,19 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         cells = [_speedup(row["speedups"][way]) if way in row["speedups"] else "" for way in others]
         ms = "{median_ms:.3f} ({lowest_ms:.3f} to {highest_ms:.3f})".format(**row)
         yield f"| {row['shape']} | {ms} | {row['tflops']:.0f} | {' | '.join(cells)} |"
+
+
+def _traffic(rows: Sequence[Row]) -> Iterator[str]:
+    """In MB, by all kernels of a call; q is read besides k and v."""
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    yield f"| shape | k and v once | k and v for every slice | {' | '.join(ways)} |"
+    yield "|---" * (len(ways) + 3) + "|"
+    for shape in dict.fromkeys(row["shape"] for row in rows):
+        own = {row["way"]: row for row in rows if row["shape"] == shape}
+        first = next(iter(own.values()))
+        read_by = [f"{own[way]['read_bytes'] / 1e6:.1f}" if way in own else "" for way in ways]
+        told = [f"{first[name] / 1e6:.1f}" for name in ("key_bytes", "key_reads")]
+        yield f"| {shape} | {' | '.join([*told, *read_by])} |"
 
 
 def _comparable(row: Row, way: str) -> bool:

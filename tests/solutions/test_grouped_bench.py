@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from grouped_bench import shapes as shapes_module
+from grouped_bench import traffic
 from grouped_bench import ways as ways_module
 from grouped_bench.__main__ import main
 from grouped_bench.parallel import parallel_ways
@@ -224,7 +225,7 @@ def test_what_fails_is_named_and_the_rest_is_timed(tmp_path: Path, monkeypatch: 
 
     assert done.exit_code == 1
     assert "ValueError: reference: launches in order and reference: grouped differ by" in " ".join(done.output.split())
-    assert "not timed: tiny, forward" in done.output
+    assert "not measured: tiny, forward" in done.output
     assert {row["pass"] for row in read(tmp_path / "grouped.ndjson")} == {"context parallel"}
 
 
@@ -283,3 +284,54 @@ def test_a_pattern_without_a_shape_is_refused() -> None:
 
     assert done.exit_code == 2
     assert "--shapes 'nothing-*' is none; --list tells them" in done.output
+
+
+def ncu(tmp_path: Path, printed: str, code: int = 0) -> list[str]:
+    """A program in ncu's place, which runs nothing."""
+    program = tmp_path / "ncu.py"
+    program.write_text(f"import sys\nsys.stdout.write({printed!r})\nsys.exit({code})\n")
+    return [sys.executable, str(program)]
+
+
+COUNTED = """==PROF== Connected to process 1
+"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","attend","dram__bytes_read.sum","byte","1,234,567"
+"1","combine","dram__bytes_read.sum","byte","433"
+==PROF== Disconnected
+"""
+
+
+def test_bytes_are_those_of_all_kernels(tmp_path: Path) -> None:
+    assert traffic.bytes_read("tiny", "fa3: grouped", ncu(tmp_path, COUNTED)) == 1235000
+
+
+@pytest.mark.parametrize(
+    ("printed", "code"), [("==ERROR== no permission\n", 1), ("==PROF== no kernels were profiled\n", 0), (COUNTED, 9)]
+)
+def test_a_profiler_that_counts_nothing_is_heard(printed: str, code: int, tmp_path: Path) -> None:
+    words = rf"ended with {code} and \d kernels: {re.escape(printed.strip().splitlines()[-1])}"
+
+    with pytest.raises(RuntimeError, match=words):
+        traffic.bytes_read("tiny", "fa3: grouped", ncu(tmp_path, printed, code))
+
+
+def test_bytes_have_a_table_and_what_was_not_counted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"fa3: grouped": 5_000_000}
+    monkeypatch.setattr(shapes_module, "shapes", lambda: iter([TINY]))
+    monkeypatch.setattr(traffic, "bytes_read", lambda _, way: found.get(way) or no_permission())
+
+    done = CliRunner().invoke(main, ["--bytes", "--backends", "fa3", "--output", str(tmp_path)])
+    again = CliRunner().invoke(main, ["--bytes", "--backends", "fa3", "--output", str(tmp_path)])
+
+    assert done.exit_code == again.exit_code == 1
+    assert "tiny, fa3: grouped: 5.0 MB read\n" in done.output
+    assert "tiny, fa3: grouped" not in again.output
+    assert "tiny, fa3: launches in order: no permission\n" in done.output
+    assert "not measured: tiny, fa3: launches in order\n" in done.output
+    told = (tmp_path / "grouped.md").read_text()
+    assert "| shape | k and v once | k and v for every slice | fa3: grouped |\n" in told
+    assert "| tiny | 0.1 | 0.1 | 5.0 |\n" in told
+
+
+def no_permission() -> int:
+    raise RuntimeError("no permission")
