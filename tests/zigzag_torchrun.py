@@ -26,7 +26,9 @@ def main() -> None:
     device = torch.device("cuda", rank) if told.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     for tokens in told.tokens:
         _check(_case(told, tokens, str(device)))
     dist.destroy_process_group()
