@@ -35,7 +35,7 @@ MEMBERS = ["--editable=.", "--editable=references", *SOURCES]
 
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
 NEEDS_TORCH = (
-    r"import torch|importorskip|refgrid\.proving(\.(?!expected|finding|tolerance)| import)|\"-m\", \"pytest\""
+    r"import torch|importorskip|refgrid\.proving(\.(?!deaths|expected|finding|tolerance)| import)|\"-m\", \"pytest\""
     r"|from (test_plugin|fleet|guards) import"
 )
 # A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.

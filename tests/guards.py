@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from refgrid.dataset.definition import DataSet, load_dataset
 from refgrid.mutants.judging import Bench, Judgement, planted_in
@@ -53,3 +56,30 @@ def demand_caught(judgement: Judgement, mutant: Mutant, told: str) -> None:
         f"{mutant.id}: {judgement.verdict}, but should be {told_wanted}: {judgement.reason}"
     )
     assert re.search(told, judgement.reason), f"{mutant.id}: {judgement.reason!r} does not tell of {told!r}"
+
+
+class Here:
+    """In place of a worker's process: calls the function where it is asked for, which spares the start of one."""
+
+    def __init__(self, function: Callable[..., Any], _limit: int) -> None:
+        self.call = function
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def write_products(root: Path, before: Mapping[str, str]) -> None:
+    """A data set of one small product, and mutants that do this first, then one that is wrong and one that is not."""
+    for kind, end in (("definitions", "json"), ("workloads", "jsonl")):
+        file = root / kind / "gemm" / f"gemm_n128_k2048.{end}"
+        file.parent.mkdir(parents=True)
+        text = (ROOT / kind / "gemm" / file.name).read_text()
+        file.write_text(text if end == "json" else next(line for line in text.splitlines() if '"edge_m129"' in line))
+    place = '[places.gemm]\ndefinition = "gemm_n128_k2048"\nworkload = "edge_m129"\nsource = "torch"\n'
+    faults = [*before.items(), ("zero", "A = A * 0"), ("nothing", "A = A * 1")]
+    entries = "".join(
+        f'\n[[mutants]]\nname = "{name}"\nat = "gemm"\nbefore = {json.dumps(text)}\ntold = "C"\n'
+        for name, text in faults
+    )
+    (root / "mutants").mkdir()
+    (root / "mutants" / "gemm.toml").write_text(place + entries)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from refgrid.proving.deaths import innermost_frame
 from refgrid.records.record import Verdict
-from refgrid.running.journal import Entry, death, innermost_frame, last_entry, last_words, open_folder
+from refgrid.running.journal import Entry, death, last_entry, last_words, open_folder
 from refgrid.running.libraries import cut_short
 
 MAIN = 0x7F0123456789

@@ -7,20 +7,17 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from guards import ROOT, bench_of, published, table
+from guards import ROOT, Here, bench_of, published, table
 
 import refgrid_groundtruth
 from refgrid.mutants import baseline
 from refgrid.mutants.__main__ import main
-from refgrid.mutants.baseline import CHECKS
-from refgrid.mutants.judging import Judgement, roundings
+from refgrid.mutants.judging import roundings
 from refgrid.mutants.planting import planted_adapters, self_test
-from refgrid.mutants.report import Report, rows, to_dict, to_json, write_files
 from refgrid.mutants.table import Mutant, MutantError, load_mutants
 
 Write = Callable[..., Path]
@@ -28,7 +25,13 @@ Write = Callable[..., Path]
 PLACE = '[places.norm]\ndefinition = "rmsnorm_h128"\nworkload = "edge_b5_quiet"\nsource = "torch"\n'
 EPS = {"name": "eps tenfold", "at": "norm", "sound": "eps=1e-06", "broken": "eps=1e-05", "told": "output is off"}
 NORMS = "refgrid_groundtruth.torch.norm"
+PLUS = {"name": "weight plus one", "at": "norm", "before": "weight = weight + 1", "told": "output is off"}
 DIVIDED = {"sound": "torch.rsqrt(mean_square + eps)", "broken": "(mean_square + eps) ** -0.5"}
+
+
+@pytest.fixture(autouse=True)
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refgrid.mutants.running.Worker", Here)
 
 
 @pytest.fixture
@@ -70,6 +73,41 @@ def test_a_mutant_that_is_caught_is_written_with_its_verdicts_and_the_command_su
     assert (seen["fate"], seen["verdict"], seen["against"]) == ("caught", "mismatch", "torch")
     assert mutant["workloads"]["edge_b13"]["fate"] in ("same", "rounding")  # a row of unit variance hides it
     assert "| rmsnorm: eps tenfold |" in (root / "out" / "mutants.md").read_text()
+
+
+def test_a_run_on_a_gpu_is_refused_where_there_is_none(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    done = command(write(EPS), "--device=cuda")
+
+    assert done.exit_code == 2
+    assert "--device cuda: torch sees no GPU" in done.output
+
+
+def test_a_second_run_keeps_the_mutants_that_it_did_not_judge(write: Write) -> None:
+    root = write(EPS, PLUS, without="quiet", places=PLACE.replace("edge_b5_quiet", "edge_b13"))
+    kept = root / "out" / "mutants.json"
+    command(root, f"--output={root / 'out'}", "--only=*eps*")
+    first = json.loads(kept.read_text())
+
+    done = command(root, f"--output={root / 'out'}", "--only=*plus*")
+
+    both = json.loads(kept.read_text())
+    assert done.exit_code == 0, done.output
+    assert both["mutants"][0] == first["mutants"][0]
+    assert [one["fate"] for one in both["mutants"]] == ["survived", "caught"]
+    assert both["exit_code"] == 1
+
+
+def test_a_file_that_is_no_report_is_refused_before_the_work(write: Write) -> None:
+    root = write(EPS)
+    (root / "mutants.json").write_text("{}")
+
+    done = command(root, f"--output={root}")
+
+    assert done.exit_code == 2
+    assert "mutants.json: is no report that this version can add to (KeyError: 'runs'); move it away" in done.output
+    assert (root / "mutants.json").read_text() == "{}"
 
 
 def test_a_survivor_makes_the_command_fail_and_is_named(write: Write) -> None:
@@ -178,41 +216,6 @@ def test_every_op_type_has_mutants_and_there_are_far_more_than_asked_for() -> No
     assert len(table()) >= 150
 
 
-def test_the_kept_report_is_of_these_mutants_and_none_survived() -> None:
-    kept = json.loads((ROOT / "results" / "mutants" / "mutants.json").read_text())
-    known = {one["id"]: one["digest"] for one in (*kept["mutants"], *kept["elsewhere"])}
-
-    assert known == {mutant.id: mutant.digest for mutant in table().values()}, "stale: nox -s mutants"
-    assert kept["exit_code"] == 0
-
-
-def test_the_written_report_reads_back_equal_and_has_one_line_a_mutant(tmp_path: Path) -> None:
-    here, elsewhere = list(table().values())[:3], tuple(table().values())[3:5]
-    caught = Judgement("edge_b5", "caught", "mismatch", "torch", "a line\nand another", 0.5, {"document 1": True})
-    told = [("edge_b5", SimpleNamespace(judged={here[0].id: caught}, alarms={here[0].where.source: {}}))]
-    report = Report(rows(here, told, {}), elsewhere, CHECKS, ("small",), {"python": "3"})
-
-    _, file = write_files(report, tmp_path)
-
-    data = json.loads(file.read_text())
-    lines = [json.loads(line.removesuffix(",")) for line in file.read_text().splitlines() if line.startswith('  {"id"')]
-    assert data == to_dict(report)
-    assert lines == data["mutants"] + data["elsewhere"]
-    assert [line["id"] for line in lines] == [mutant.id for mutant in (*here, *elsewhere)]
-
-
-def test_a_report_without_mutants_is_json_too() -> None:
-    data = to_dict(Report((), (), CHECKS, ("small",), {}))
-
-    assert json.loads(to_json(data)) == data
-
-
-def test_the_kept_report_is_as_the_command_writes_it() -> None:
-    kept = (ROOT / "results" / "mutants" / "mutants.json").read_text()
-
-    assert kept == to_json(json.loads(kept))
-
-
 def _adapter_mutant(name: str) -> Mutant:
     return table()[name]
 
@@ -266,19 +269,18 @@ def test_the_documents_checks_see_shape_dtype_and_a_result_that_is_another_each_
 
 
 def test_the_documents_inputs_hide_pages_that_are_read_in_order() -> None:
-    found = bench_of(table()["gqa_paged: pages in order"].where).judge(
-        table()["gqa_paged: pages in order"], by_documents=True
-    )
+    mutant = table()["gqa_paged: pages in order"]
+    bench, source = bench_of(mutant.where), mutant.where.source
 
-    assert found.fate == "caught"
-    assert found.fixed["documents 2 and 3"]
-    assert not found.fixed["documents 2 and 3, their inputs"]
+    assert bench.judge(mutant).fate == "caught"
+    assert bench.by_documents(source, "laid", mutant)["documents 2 and 3"]
+    assert bench.by_documents(source, "plain", mutant) == {"documents 2 and 3, their inputs": False}
 
 
 def test_documents_have_no_check_for_random_samples() -> None:
     mutant = table()["sampling: crossing token dropped"]
 
-    assert bench_of(mutant.where).judge(mutant, by_documents=True).fixed == {}
+    assert bench_of(mutant.where).by_documents(mutant.where.source, "laid", mutant) == {}
 
 
 def test_a_change_is_counted_in_roundings_of_the_dtype() -> None:

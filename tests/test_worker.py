@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from refgrid.running import worker
+from refgrid.proving.deaths import cuda_fault
 
 
 class OutOfMemoryError(RuntimeError):
@@ -50,4 +50,4 @@ def test_the_probe_tells_a_lost_context_from_a_full_gpu(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch) if torch else monkeypatch.delitem(sys.modules, "torch", False)
 
-    assert worker.cuda_fault() == told
+    assert cuda_fault() == told

@@ -56,6 +56,8 @@ BASELINES: Mapping[str, Passes] = {
 # test_correctness once more, as it stands: on the documents' own inputs.
 OWN_INPUTS = "documents 2 and 3, their inputs"
 CHECKS = (*BASELINES, OWN_INPUTS)
+# By the inputs that they run on: those that are laid, or such as the documents' generators make.
+BY_INPUTS: Mapping[str, Mapping[str, Passes]] = {"laid": BASELINES, "plain": {OWN_INPUTS: test_template}}
 
 
 def plain_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:

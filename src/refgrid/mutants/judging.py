@@ -6,8 +6,8 @@ Inputs are drawn once a workload and truths computed once, for all mutants that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,8 @@ from refgrid.sources import Adapter, Sources
 # Bytes of the weights of a twin in which mutants are planted: the fault is the same, and it is proven at many sizes.
 TWIN_BYTES = 2**22
 
+# A source and a check that a case is held to; agreement and determinism have no source.
+Held = tuple[str | None, Check]
 Fate = Literal["caught", "survived", "rounding", "same", "not-run"]
 
 
@@ -35,10 +37,11 @@ Fate = Literal["caught", "survived", "rounding", "same", "not-run"]
 class Judgement:
     """What became of a mutant at one workload.
 
-    `fate`: caught (a case turned red), same (what the fault could change is bit for bit that of the sound code),
-    rounding (it moved by no more than a rounding of its dtype), survived (it moved by more), not-run (nothing that the
-    mutant is held against can serve here). `against` is the source or the check that caught it; `change` the largest
-    change where nothing did, in roundings. `fixed` says which of the documents' checks are red, where they have one.
+    `fate`: caught (a case turned red, or the process ended), same (what the fault could change is bit for bit that of
+    the sound code), rounding (it moved by no more than a rounding of its dtype), survived (it moved by more), not-run
+    (nothing that the mutant is held against can serve here). `against` is the source or the check that caught it;
+    `change` the largest change where nothing did, in roundings. `fixed` says which of the documents' checks are red,
+    where they have one.
     """
 
     workload: str
@@ -64,6 +67,16 @@ def sizes(dataset: DataSet) -> dict[str, Size]:
     return {each.uuid: size_of(definition, each) for each in dataset.workloads[definition.name]}
 
 
+def checks_of(mutant: Mutant, serving: Sequence[str]) -> list[Held]:
+    """What the case is held to where these sources serve its op, the mutant's own place first."""
+    own = mutant.where.source
+    checks: list[Held] = [(own, "numerics"), (None, "agreement")]
+    if not mutant.adapter:
+        others = [name for name in serving if name != own]
+        checks = [(own, "numerics"), *((name, "numerics") for name in others), (None, "determinism")]
+    return sorted(checks, key=lambda each: each[1] != mutant.check)
+
+
 class Bench:
     """One workload of one definition, at which the sound code and any of its mutants are proven."""
 
@@ -76,8 +89,16 @@ class Bench:
         self._laid = self.prover.bench.lay(self._case(None, "shape"))
         self._planted: Mapping[str, Adapter] = {}
         self._sound: dict[str, Tensors] = {}
-        self._alarms: dict[str, dict[str, bool]] = {}
         self._truths: dict[tuple[str, str], Tensors] = {}  # for the documents' checks
+
+    def sound(self, source: str | None, check: Check) -> str:
+        """What is wrong with the sound code itself, so that a mutant's red proves nothing; "" when it is not red."""
+        try:
+            self.prove(source, check)
+        except Exception as error:  # noqa: BLE001 - whatever it raises
+            verdict, reason = judge(error)
+            return f"{verdict.value}: {reason}" if verdict.colour == "red" else ""
+        return ""
 
     def prove(self, source: str | None, check: Check = "numerics") -> None:
         """Prove what is planted, the sound code at first; raises what the proof finds."""
@@ -89,10 +110,10 @@ class Bench:
         self._planted = planted_adapters(self.definition, self.op, mutant) if mutant else {}
         self.prover.bench.plant(self._laid, text, self._planted)
 
-    def judge(self, mutant: Mutant, *, by_documents: bool = False) -> Judgement:
+    def judge(self, mutant: Mutant, without: Collection[Held] = ()) -> Judgement:
         """Plant the mutant, prove it, and take it back; raises MutantError where it cannot be planted.
 
-        `by_documents`: the source documents' checks too.
+        `without`: what it is not held to, as the sound code itself is red there.
         """
         side = mutant.where.source if mutant.adapter else ""
         try:
@@ -104,21 +125,29 @@ class Bench:
             return Judgement(self.workload, "not-run", reason=f"{side}: {reason}")
         self.plant(mutant)
         try:
-            found = self._judged(mutant, side, sound)
-            return replace(found, fixed=self._by_documents(mutant.where.source)) if by_documents else found
+            return self._judged(mutant, side, sound, without)
         finally:
             self.plant(None)
 
-    def false_alarms(self, source: str) -> dict[str, bool]:
-        """Which of the documents' checks are red for the sound code."""
-        if source not in self._alarms:
-            self.plant(None)
-            self._alarms[source] = self._by_documents(source)
-        return self._alarms[source]
+    def by_documents(self, source: str, inputs: str, mutant: Mutant | None) -> dict[str, bool]:
+        """Which of the documents' checks on such inputs are red, of `baseline.BY_INPUTS`; for None, the sound code's.
 
-    def _judged(self, mutant: Mutant, side: str, sound: Tensors) -> Judgement:
+        They have none for random samples. Raises MutantError where the mutant cannot be planted.
+        """
+        if drawn_outputs(self.op, self.definition):
+            return {}
+        laid = self._laid.inputs.tensors
+        given = laid if inputs == "laid" else baseline.plain_inputs(laid)
+        self.plant(mutant)
+        try:
+            return self._checked(source, inputs, given, baseline.BY_INPUTS[inputs])
+        finally:
+            self.plant(None)
+
+    def _judged(self, mutant: Mutant, side: str, sound: Tensors, without: Collection[Held]) -> Judgement:
         refused = ""
-        for source, check in self._checks(mutant):
+        held = checks_of(mutant, self.sources.serving(self.op))
+        for source, check in [each for each in held if each not in without]:
             try:
                 self.prove(source, check)
             except Exception as error:  # noqa: BLE001 - whatever a mutant raises is what becomes of it
@@ -135,15 +164,6 @@ class Bench:
         change = max(roundings(now[name], tensor) for name, tensor in sound.items())
         return Judgement(self.workload, "rounding" if change <= 1 else "survived", change=change)
 
-    def _checks(self, mutant: Mutant) -> Iterator[tuple[str | None, Check]]:
-        """What the case is held against, the mutant's own place first."""
-        own, every = mutant.where.source, self.sources.serving(self.op)
-        checks: list[tuple[str | None, Check]] = [(own, "numerics"), (None, "agreement")]
-        if not mutant.adapter:
-            others = [name for name in every if name != own]
-            checks = [(own, "numerics"), *((name, "numerics") for name in others), (None, "determinism")]
-        yield from sorted(checks, key=lambda each: each[1] != mutant.check)
-
     def _outputs(self, side: str) -> Tensors:
         """What a fault could change: outputs of the reference with its draws, or, of a source, its adapter's."""
         bench = self.prover.bench
@@ -156,15 +176,6 @@ class Bench:
         """Choices, whose order is free, in one order."""
         form = form_of(self.op, name)
         return tensor.sort(dim=-1).values if form is not None and not form.drawn else tensor
-
-    def _by_documents(self, source: str) -> dict[str, bool]:
-        """Their checks on the inputs that are laid, and as they stand, on inputs as plain as theirs."""
-        if drawn_outputs(self.op, self.definition):
-            return {}
-        laid = self._laid.inputs.tensors
-        own = {baseline.OWN_INPUTS: baseline.test_template}
-        found = self._checked(source, "laid", laid, baseline.BASELINES)
-        return {**found, **self._checked(source, "plain", baseline.plain_inputs(laid), own)}
 
     def _checked(
         self, source: str, kind: str, inputs: Mapping[str, Any], checks: Mapping[str, baseline.Passes]

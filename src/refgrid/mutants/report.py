@@ -1,37 +1,49 @@
-"""What became of every mutant: rows by mutant, the sums against the source documents, and the files that keep them."""
+"""What became of every mutant: rows by mutant, and the sums against the source documents."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from refgrid.mutants.table import Mutant
-from refgrid.report.matrix import escaped, replace_file
+
+if TYPE_CHECKING:
+    from refgrid.mutants.running import Task, Told
 
 # Of what became of a mutant at several workloads, the first of these is what became of the mutant.
 WORST_FIRST = ("caught", "survived", "rounding", "same", "not-run")
 
-_BY_LINE = ("mutants", "elsewhere")  # what of the data is a list of mutants
+
+@dataclass(frozen=True)
+class Run:
+    """Where and at which workloads mutants were judged, and what the sound code did there.
+
+    `false_alarms`: by the documents' checks, at how many workloads each is red for the sound code, and of how many.
+    `unsound`: where the suite's own checks are red for it, so that no mutant was held to them.
+    """
+
+    device: str
+    sizes: tuple[str, ...]
+    environment: Mapping[str, str]
+    false_alarms: Mapping[str, tuple[int, int]]
+    unsound: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One mutant: what became of it at each workload, and what its provider's self-test says of a faulty adapter.
+    """One mutant: what became of it at each workload of a run, and what its provider's self-test says of an adapter.
 
-    `judged` holds judgements as plain data; `alarms` says for each workload which of the documents' checks are red for
-    the sound code too, so that their red proves nothing.
+    `judged` holds judgements as plain data; `fixed` says which of the documents' checks are red at some workload, and
+    green for the sound code there.
     """
 
     mutant: Mutant
     judged: tuple[Mapping[str, Any], ...]
-    alarms: Mapping[str, Mapping[str, bool]]
-    self_test: str = ""
+    fixed: Mapping[str, bool]
+    self_test: str
+    run: Run
 
     @property
     def fate(self) -> str:
@@ -42,10 +54,6 @@ class Row:
         if found == "not-run":
             return found
         return "caught" if found == "caught" or self.self_test else "survived"
-
-    def caught_by(self, check: str) -> bool:
-        """Whether one of the documents' checks is red at some workload, and green for the sound code there."""
-        return any(one["fixed"].get(check) and not self.alarms[one["workload"]].get(check) for one in self.judged)
 
     @property
     def told(self) -> str:
@@ -63,13 +71,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, the sizes and the device that they are of, and the mutants that need another device."""
+    """All rows, of one run or of several, and the mutants that need another device."""
 
     rows: tuple[Row, ...]
     elsewhere: tuple[Mutant, ...]
     checks: tuple[str, ...]
-    sizes: tuple[str, ...]
-    environment: Mapping[str, str]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Those that the rows are of."""
+        found: list[Run] = []
+        for row in self.rows:
+            if row.run not in found:
+                found.append(row.run)
+        return tuple(found)
 
     @property
     def counts(self) -> Counter[str]:
@@ -83,17 +98,7 @@ class Report:
 
     def fixed(self, check: str) -> int:
         """How many of these one of the documents' checks catches."""
-        return sum(row.fate in ("caught", "survived") and row.caught_by(check) for row in self.rows)
-
-    def alarms(self, check: str) -> tuple[int, int]:
-        """At how many workloads the check is red for the sound code, and of how many."""
-        places = {
-            (row.mutant.where.definition, row.mutant.where.source, workload): alarms[check]
-            for row in self.rows
-            for workload, alarms in row.alarms.items()
-            if check in alarms
-        }
-        return sum(places.values()), len(places)
+        return sum(row.fate in ("caught", "survived") and row.fixed.get(check, False) for row in self.rows)
 
     @property
     def cells(self) -> Counter[str]:
@@ -127,50 +132,10 @@ class Report:
             name: (
                 sum(row.fate == "caught" for row in rows),
                 len(rows),
-                [sum(row.caught_by(check) for row in rows) for check in self.checks],
+                [sum(row.fixed.get(check, False) for row in rows) for check in self.checks],
             )
             for name, rows in grouped.items()
         }
-
-
-def to_dict(report: Report) -> dict[str, Any]:
-    """Everything as plain data, for strict JSON."""
-    return {
-        "summary": report.summary,
-        "exit_code": report.exit_code,
-        "sizes": list(report.sizes),
-        "environment": dict(report.environment),
-        "counts": dict(report.counts),
-        "cells": dict(report.cells),
-        "fixed": {
-            check: {"caught": report.fixed(check), "false_alarms": list(report.alarms(check))}
-            for check in report.checks
-        },
-        "mutants": [_plain(row, report.checks) for row in report.rows],
-        "elsewhere": [
-            {"id": mutant.id, "digest": mutant.digest, "device": mutant.device} for mutant in report.elsewhere
-        ],
-    }
-
-
-def write_files(report: Report, folder: Path) -> list[Path]:
-    """Write mutants.md and mutants.json, each whole or not at all; returns both. Raises OSError as the folder does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    jinja = jinja2.Environment(loader=jinja2.PackageLoader("refgrid"), trim_blocks=True, lstrip_blocks=True)
-    jinja.filters["cell"] = escaped
-    page = jinja.get_template("mutants.md.j2").render(report=report)
-    texts = {"mutants.md": page, "mutants.json": to_json(to_dict(report))}
-    return [replace_file(folder / name, text) for name, text in texts.items()]
-
-
-def to_json(data: Mapping[str, Any]) -> str:
-    """Strict JSON, one mutant a line: a change of one is one line of a diff."""
-    head = {name: value for name, value in data.items() if name not in _BY_LINE}
-    parts = [json.dumps(head, indent=1, allow_nan=False)[:-2]]
-    for name in _BY_LINE:
-        lines = ",\n".join(f"  {json.dumps(mutant, allow_nan=False)}" for mutant in data[name])
-        parts.append(f' "{name}": [\n{lines}\n ]')
-    return ",\n".join(parts) + "\n}\n"
 
 
 def plain(judgement: Any) -> dict[str, Any]:
@@ -180,41 +145,47 @@ def plain(judgement: Any) -> dict[str, Any]:
     return {**data, "change": "inf" if change == float("inf") else float(f"{change:.3g}"), "fixed": dict(data["fixed"])}
 
 
-def rows(mutants: Sequence[Mutant], told: Iterable[tuple[str, Any]], self_tests: Mapping[str, str]) -> tuple[Row, ...]:
+def rows(
+    mutants: Sequence[Mutant], told: Sequence[tuple[Task, Told]], self_tests: Mapping[str, str], run: Run
+) -> tuple[Row, ...]:
     """A row for each mutant, from what each task found at its workload."""
-    judged: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    alarms: dict[str, dict[str, Mapping[str, bool]]] = defaultdict(dict)
-    sources = {mutant.id: mutant.where.source for mutant in mutants}
-    for workload, found in told:
-        for name, judgement in found.judged.items():
-            judged[name].append(plain(judgement))
-            alarms[name][workload] = found.alarms[sources[name]]
-    ordered = {name: tuple(sorted(each, key=lambda one: str(one["workload"]))) for name, each in judged.items()}
-    return tuple(
-        Row(mutant, ordered.get(mutant.id, ()), alarms[mutant.id], self_tests.get(mutant.id, "")) for mutant in mutants
+    at: dict[str, list[Told]] = defaultdict(list)
+    for _, found in sorted(told, key=lambda each: each[0].workload):
+        for name in found.judged:
+            at[name].append(found)
+    return tuple(_row(mutant, at[mutant.id], self_tests.get(mutant.id, ""), run) for mutant in mutants)
+
+
+def _row(mutant: Mutant, told: Sequence[Told], self_test: str, run: Run) -> Row:
+    judged = tuple(plain(found.judged[mutant.id]) for found in told)
+    alarms = [found.alarms[mutant.where.source] for found in told]
+    pairs = list(zip(judged, alarms, strict=True))
+    fixed = {
+        name: any(one["fixed"].get(name) and not false.get(name) for one, false in pairs) for name in run.false_alarms
+    }
+    return Row(mutant, judged, fixed, self_test, run)
+
+
+def false_alarms(told: Sequence[tuple[Task, Told]], checks: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """At how many workloads each of the documents' checks is red for the sound code, and of how many."""
+    places = {
+        (task.place.definition, source, task.workload): alarms
+        for task, found in told
+        for source, alarms in found.alarms.items()
+    }
+    red = {check: [alarms[check] for alarms in places.values() if check in alarms] for check in checks}
+    return {check: (sum(each), len(each)) for check, each in red.items()}
+
+
+def unsound(told: Sequence[tuple[Task, Told]]) -> tuple[str, ...]:
+    """Where the sound code is red itself, held to what, and why: a line each."""
+    lines = (
+        f"{task.place.definition} {task.workload}, {source or check}: {why}"
+        for task, found in told
+        for (source, check), why in found.unsound.items()
     )
+    return tuple(sorted(lines))
 
 
 def _word(judgement: Mapping[str, Any]) -> str:
     return str(judgement["verdict"] or judgement["fate"])
-
-
-def _plain(row: Row, checks: Sequence[str]) -> dict[str, Any]:
-    place = row.mutant.where
-    return {
-        "id": row.mutant.id,
-        "digest": row.mutant.digest,
-        "definition": place.definition + ("~twin" if place.twin else ""),
-        "planted_in": row.mutant.adapter or "reference",
-        "fate": row.fate,
-        "fixed": {check: row.caught_by(check) for check in checks},
-        **({"equivalent": row.mutant.equivalent} if row.mutant.equivalent else {}),
-        **({"self_test": row.self_test} if row.mutant.adapter else {}),
-        "workloads": {one["workload"]: _told(one) for one in row.judged},
-    }
-
-
-def _told(judgement: Mapping[str, Any]) -> dict[str, Any]:
-    """What there is to tell, and which of the documents' checks are red."""
-    red = [check for check, found in judgement["fixed"].items() if found]
-    return {name: value for name, value in {**judgement, "fixed": red}.items() if value and name != "workload"}

@@ -1,21 +1,31 @@
-"""Judges mutants at every workload of a size, a definition at a time in each process."""
+"""Judges mutants at every workload of a size, in processes that any fault may end.
+
+Each fault is let loose in calls of its own: once for the cases, once for each kind of inputs on which the documents'
+checks run. Whichever of them ends the process is red, and the next begins in a fresh one. What the sound code itself
+fails is found out before, so that no fault is blamed for it.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from refgrid.dataset.case import Size, op_of
 from refgrid.dataset.definition import DataSet, load_dataset
-from refgrid.mutants.judging import Bench, Judgement, planted_in, sizes
+from refgrid.mutants import baseline
+from refgrid.mutants.judging import Bench, Held, Judgement, checks_of, planted_in, sizes
 from refgrid.mutants.planting import planted_module, planted_reference, self_test
 from refgrid.mutants.table import Mutant, MutantError, Place, load_mutants
+from refgrid.mutants.workers import Died, Worker, spread
 from refgrid.sources import Sources
+
+_benches: dict[Task, Bench] = {}  # of this process: one at most
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,24 @@ class Task:
     workload: str
     mutants: tuple[Mutant, ...]
     device: str
+    op: str
+
+    @property
+    def at(self) -> Task:
+        """Where they are planted, without them."""
+        return replace(self, mutants=())
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a task found: judgements by the mutant's id, and for each source the documents' false alarms."""
+    """What a task found: judgements by the mutant's id, and for each source the documents' false alarms.
 
-    judged: dict[str, Judgement]
-    alarms: dict[str, dict[str, bool]]
+    `unsound` says why the sound code is red, by what it was held to.
+    """
+
+    judged: Mapping[str, Judgement]
+    alarms: Mapping[str, Mapping[str, bool]]
+    unsound: Mapping[Held, str] = field(default_factory=dict)
 
 
 def demand_plantable(dataset: DataSet, mutants: Sequence[Mutant]) -> None:
@@ -60,34 +80,96 @@ def tasks(root: Path, dataset: DataSet, mutants: Sequence[Mutant], wanted: Colle
         by_place[mutant.where.definition, mutant.where.twin].append(mutant)
     found = []
     for here in by_place.values():
-        place = here[0].where
+        place, op = here[0].where, op_of(dataset.definitions[here[0].where.definition], _sources().ops)
         fitting = [name for name, size in sizes(planted_in(dataset, place)).items() if size in wanted]
-        found += [Task(str(root), place, workload, tuple(here), device) for workload in fitting]
+        found += [Task(str(root), place, workload, tuple(here), device, op) for workload in fitting]
     return found
 
 
-def run(todo: Sequence[Task], processes: int) -> Iterator[tuple[Task, Told]]:
-    """Do all tasks, in as many processes; yields what each found as soon as it is done."""
-    if processes <= 1:
-        yield from ((task, perform(task)) for task in todo)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=_one_core) as pool:
-        yield from pool.imap_unordered(_performed, todo)
+def run(todo: Sequence[Task], processes: int, limit: int) -> Iterator[tuple[Task, Told]]:
+    """Do all tasks, in as many processes; yields what each found as soon as it is done.
+
+    A fault that takes more than `limit` seconds is a hang. Raises Failed for what no fault is to blame for.
+    """
+    function = perform if processes == 1 else _perform_on_one_core
+    yield from spread(todo, judged, [Worker(function, limit) for _ in range(processes)])
 
 
-def perform(task: Task) -> Told:
-    """Judge the mutants of one task."""
-    bench = Bench(planted_in(_dataset(task.root), task.place), task.workload, _sources(), task.device)
-    judged = {mutant.id: bench.judge(mutant, by_documents=True) for mutant in task.mutants}
-    against = {mutant.where.source for mutant in task.mutants}
-    return Told(judged, {source: bench.false_alarms(source) for source in sorted(against)})
+def judged(worker: Worker, task: Task) -> Told:
+    """Judge the mutants of one task, the sound code first and last."""
+    serving = _sources().serving(task.op)
+    held = dict.fromkeys(each for mutant in task.mutants for each in checks_of(mutant, serving))
+    unsound = {each: why for each in held if (why := _unsound(worker, task, each))}
+    found = {mutant.id: _judged(worker, task, mutant, unsound) for mutant in task.mutants}
+    sources = sorted({mutant.where.source for mutant in task.mutants})
+    return Told(found, {source: _by_documents(worker, task, source) for source in sources}, unsound)
 
 
-def self_tests(dataset: DataSet, mutants: Sequence[Mutant]) -> dict[str, str]:
+def _unsound(worker: Worker, task: Task, held: Held) -> str:
+    try:
+        return str(worker.call(task.at, "sound", *held))
+    except Died as death:
+        return f"{death.verdict.value}: {death.reason}"
+
+
+def _judged(worker: Worker, task: Task, mutant: Mutant, unsound: Mapping[Held, str]) -> Judgement:
+    """What becomes of a mutant there; nothing where the sound code serves neither the mutant nor any check of it."""
+    held = checks_of(mutant, _sources().serving(task.op))
+    own: Held = (mutant.where.source, "numerics")
+    if not set(held) - set(unsound) or (mutant.adapter and own in unsound):
+        return Judgement(task.workload, "not-run", reason=f"the sound code ends in {unsound[own]}")
+    try:
+        found: Judgement = worker.call(task.at, "judge", mutant, tuple(unsound))
+    except Died as death:
+        found = Judgement(task.workload, "caught", death.verdict.value, reason=death.reason)
+    if found.fate == "not-run":
+        return found
+    return replace(found, fixed=_by_documents(worker, task, mutant.where.source, mutant))
+
+
+def _by_documents(worker: Worker, task: Task, source: str, mutant: Mutant | None = None) -> dict[str, bool]:
+    """Which of the documents' checks are red; the end of its process fails any test."""
+    found: dict[str, bool] = {}
+    for inputs, checks in baseline.BY_INPUTS.items():
+        try:
+            found |= worker.call(task.at, "by_documents", source, inputs, mutant)
+        except Died:
+            found |= dict.fromkeys(checks, True)
+    return found
+
+
+def perform(at: Task, what: str, *given: Any) -> Any:
+    """Do one thing at the bench of a workload, which is kept for the next one there."""
+    if at not in _benches:
+        _benches.clear()
+        _benches[at] = Bench(planted_in(_dataset(at.root), at.place), at.workload, _sources(), at.device)
+    return getattr(_benches[at], what)(*given)
+
+
+def self_tests(dataset: DataSet, mutants: Sequence[Mutant], limit: int) -> dict[str, str]:
     """What the self-test of its provider says of each faulty adapter, by the mutant's id; "" when it sees nothing."""
     ops = Sources().ops
     faulty = [(mutant, dataset.definitions[mutant.where.definition]) for mutant in mutants if mutant.adapter]
-    return {mutant.id: self_test(of, op_of(of, ops), mutant) for mutant, of in faulty}
+    with closing(Worker(self_test, limit)) as worker:
+        return {mutant.id: _self_tested(worker, of, op_of(of, ops), mutant) for mutant, of in faulty}
+
+
+def _self_tested(worker: Worker, *given: Any) -> str:
+    try:
+        return str(worker.call(*given))
+    except Died as death:
+        return f"{death.verdict.value}: {death.reason}"
+
+
+def demand_device(device: str) -> str:
+    """The name of the GPU, nothing for a CPU. Raises MutantError where torch sees none."""
+    import torch
+
+    if device != "cuda":
+        return ""
+    if not torch.cuda.is_available():
+        raise MutantError("--device cuda: torch sees no GPU; without one, --device cpu")
+    return str(torch.cuda.get_device_name())
 
 
 def chosen(root: Path, only: Sequence[str], device: str) -> tuple[list[Mutant], list[Mutant]]:
@@ -100,14 +182,11 @@ def chosen(root: Path, only: Sequence[str], device: str) -> tuple[list[Mutant], 
     return here, [mutant for mutant in fitting if mutant not in here]
 
 
-def _performed(task: Task) -> tuple[Task, Told]:
-    return task, perform(task)
-
-
-def _one_core() -> None:
+def _perform_on_one_core(*given: Any) -> Any:
     import torch
 
     torch.set_num_threads(1)
+    return perform(*given)
 
 
 @cache

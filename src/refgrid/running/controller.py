@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from refgrid.dataset.case import Case
+from refgrid.proving.deaths import told_death
 from refgrid.records.record import Verdict
 from refgrid.running.devices import Device, DeviceError, visible_devices
-from refgrid.running.journal import Entry, death, last_entry, last_words, told_death
+from refgrid.running.journal import Entry, death, last_entry, last_words
 from refgrid.running.libraries import cut_short
 from refgrid.running.replay import replay_command
 from refgrid.running.worker import JOURNALS, NoLease, Worker

@@ -9,9 +9,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import re
 import shutil
-import signal
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TextIO
 
+from refgrid.proving.deaths import innermost_frame, is_timeout, told_death
 from refgrid.records.ledger import is_locked
 from refgrid.records.record import Verdict, now
 from refgrid.running.budget import told_duration
 
 _OWNER = "owner"
 _SIZE = 4096  # of a file; a case's id and a device's name are far shorter
-_FRAME = re.compile(r'  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)')
 
 
 def open_folder(folder: Path) -> TextIO:
@@ -110,25 +108,6 @@ def death(
     where = "".join([f" in {frame}" if frame else "", f" on {entry.device}" if entry.device else ""])
     where += f"; cut short: {', '.join(map(str, libraries))}" if libraries else ""
     whose = f"[worker {entry.worker}, process {entry.pid}, case begun {entry.since}]"
-    if words.startswith("Timeout ("):
+    if is_timeout(words):
         return Verdict.HANG, f"not done within {told_duration(limit)} (--case-timeout), then{where} {whose}"
     return Verdict.CRASH, f"the worker crashed: {told_death(status, words)}{where} {whose}"
-
-
-def innermost_frame(words: str, main_thread: int) -> str:
-    """Where the main thread was, or else the one that died: function, file and line."""
-    stacks = re.split(r"^(?=(?:Current thread|Thread) 0x)", words, flags=re.MULTILINE)[1:]
-    heads = ("Current thread 0x", f"Thread 0x{main_thread:016x}")
-    told = [stack for head in heads for stack in stacks if stack.startswith(head)]
-    found = _FRAME.search(told[0]) if told else None
-    return f"{found['function']} at {found['file']}:{found['line']}" if found else ""
-
-
-def told_death(status: int | None, words: str) -> str:
-    """How a process ended, by its status as subprocess gives it and by what faulthandler wrote."""
-    if status is not None and status < 0:
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        return f"killed by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
-    if words.startswith("Fatal Python error: "):
-        return words.splitlines()[0].removeprefix("Fatal Python error: ")
-    return "ended without a word" if status is None else f"ended with status {status}"

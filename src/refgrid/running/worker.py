@@ -19,7 +19,7 @@ import pytest
 
 from refgrid.dataset.case import Case
 from refgrid.dataset.memory import share_of_gpu
-from refgrid.proving.finding import judge
+from refgrid.proving.deaths import cuda_fault, told_loss
 from refgrid.records.record import Verdict, now
 from refgrid.running.budget import told_duration
 from refgrid.running.devices import Device, DeviceError, told_devices, visible_devices
@@ -204,7 +204,7 @@ class Worker:
         case = case_of(item)
         assert case is not None
         before = f"{outcome['verdict']}: {outcome['reason']}".rstrip(": ")
-        reason = f"the CUDA context is lost after it: {self._fault} ({before})"
+        reason = told_loss(self._fault, before)
         verdict, reason = self._grid.expected.revise(case.name, Verdict.CRASH, reason)
         outcome.update(verdict=verdict.value, reason=reason)
         colour(report, item, outcome)
@@ -221,20 +221,6 @@ def share_cores() -> None:
     """Workers on one CPU share its cores instead of each taking all; torch reads this once, at import."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-
-
-def cuda_fault() -> str:
-    """CUDA's words if nothing can run in this process any more; nothing where CUDA was not used."""
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
-        return ""
-    try:
-        torch.cuda.synchronize()
-        torch.zeros(1, device="cuda").item()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is no case's own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return "" if judge(error)[0] is Verdict.OOM else lines[0]
-    return ""
 
 
 def _demand_no_torch(lease: Lease) -> None:
