@@ -314,7 +314,7 @@ def test_a_thread_does_not_end_the_determinism_of_another() -> None:
     def other() -> bool:
         with aten._deterministic(wanted=True):
             began.set()
-            return torch.are_deterministic_algorithms_enabled()
+            return bool(torch.are_deterministic_algorithms_enabled())
 
     with ThreadPoolExecutor(1) as pool:
         with aten._deterministic(wanted=True):
