@@ -100,6 +100,7 @@ def plan_grouped_attn(
     device: torch.device | str,
     deterministic: bool = False,
     max_splits: int | None = None,
+    backend: str = "auto",
     backward: bool | None = None,
 ) -> GroupedAttnPlan:
     """Check the slices, and plan attention of q [total_q, num_heads_q, head_dim] to k, v [total_k, num_heads_k, ...].
@@ -107,9 +108,9 @@ def plan_grouped_attn(
     q_ranges, k_ranges: sequences or integer tensors [n, 2] of half-open ranges; mask_types [n]: FULL = 0, or CAUSAL
     = 1, in which row i of a slice sees its key j where j <= i + n_k - n_q. Rows of q may be in one slice at most, keys
     in any number. deterministic: gradients of the same bits every time. max_splits: how many parts the keys of a row
-    may be split into (1 = never, None = the backend's choice). backward: whether to make ready what backend="auto"
-    takes where gradients are needed, or what it takes where they are not; None: both. ValueError for what is not legal,
-    naming the entry.
+    may be split into (1 = never, None = the backend's choice). backend: which to make ready (prepare); of "auto" that
+    where gradients are needed (backward), or that where they are not, or both (None). ValueError for what is not
+    legal, naming the entry.
     """
     check_heads(num_heads_q, num_heads_k, head_dim)
     if max_splits is not None:
@@ -121,7 +122,7 @@ def plan_grouped_attn(
     plan = GroupedAttnPlan(*sizes, host, backends.choose(GroupedAttnPlan(*sizes, host)))
     vars(plan)["slices"] = slices  # which the property would find again
     for needed in (False, True) if backward is None else (backward,):
-        plan.prepare(backward=needed)
+        plan.prepare(backend, backward=needed)
     return plan
 
 

@@ -64,6 +64,7 @@ def grouped_flash_attn_varlen_func(
         dtype=q.dtype,
         device=q.device,
         deterministic=deterministic,
+        backend=backend,
         backward=needs_gradients(q, k, v),
     )
     out, lse = grouped_flash_attn_func(q, k, v, plan, softmax_scale=softmax_scale, backend=backend)

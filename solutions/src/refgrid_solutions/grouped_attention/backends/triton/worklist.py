@@ -3,6 +3,9 @@
 Every head has the same tiles, so a list is of one head; a kernel finds head and tile of an item by arithmetic (see
 items.py), in sections of heads whose keys fit into the cache together, the longest tiles of a section first.
 
+repeat_interleave, however little it repeats, and an index in brackets of 3,000 numbers start threads, which on a host
+whose cores are busy may take longer than all the rest: _numbers and index_select do not.
+
 A piece's rows see the more keys the further down they are: row i, counted from a piece's or a tile's first, sees the
 first min(i + diagonal, num_keys) keys of its slice, none if that is negative. A full slice's diagonal is its num_keys.
 """
@@ -118,7 +121,8 @@ def _cut(of: Pieces, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, l
     ends = counts.view(-1).cumsum(0)
     which = _numbers(ends)
     of_tiles = sizes.index_select(0, which // max(len(of.row), 1))
-    above = (torch.arange(len(which)) - (ends - counts.view(-1))[which]) * of_tiles[:, 0]
+    starts = (ends - counts.view(-1)).index_select(0, which)
+    above = (torch.arange(len(which)) - starts) * of_tiles[:, 0]
     first = (of.row, of.num_rows, of.key, of.key, of.key, of.diagonal, of.num_keys, of.last_place - of.num_rows)
     tiles = torch.stack(first, 1).repeat(len(sizes), 1).index_select(0, which)
     return tiles.add_(above[:, None] * _A_ROW_ON), of_tiles, counts.sum(1).tolist()
@@ -163,7 +167,7 @@ def _rows_seeing(
 
 
 def _numbers(ends: torch.Tensor) -> torch.Tensor:
-    """0 up to the first end, 1 up to the second, and so on. repeat_interleave starts threads, however little it is."""
+    """0 up to the first end, 1 up to the second, and so on."""
     return torch.bincount(ends)[:-1].cumsum(0)
 
 
