@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
+
+from refgrid_solutions.grouped_attention import backends
+from refgrid_solutions.grouped_attention.backends import aten, fa3
 
 # As torch.ops.fa3_fwd.fwd.default._schema of fa3-fwd 0.0.3 prints it.
 FA3_SCHEMA = (
@@ -29,6 +33,21 @@ _FA3_NAMES = re.findall(r"(\w+)(?:=[^,)]*)?[,)]", FA3_SCHEMA.split(" -> ", maxsp
 
 class Calls(list[str]):
     """Which kernels were launched, in order; a backward one says whether it was told to be deterministic."""
+
+
+@contextmanager
+def backends_of_a_gpu(patch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    """The kernels on this CPU, and a table and backends that take it for a GPU."""
+    for name in ("torch", "fa3"):
+        row = backends.TABLE[name]
+        here = backends.Row(row.module, row.says, devices=("cpu",), head_dims=(16, 64, 128))
+        patch.setitem(backends.TABLE, name, here)
+    for module in (aten, fa3):
+        patch.setattr(module, "refuses", lambda _: "")
+    patch.setattr(fa3, "_processors", lambda _: 132)
+    patch.setattr(fa3, "_KERNELS", "torch")
+    with varlen_kernels() as launched:
+        yield launched
 
 
 @contextmanager

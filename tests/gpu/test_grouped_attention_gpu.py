@@ -139,6 +139,16 @@ def test_a_run_never_waits_for_the_gpu(backend: str, layout: str) -> None:
 
 @pytest.mark.usefixtures("_no_synchronisation")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("layout", ["zigzag, 64", "gaps, 43"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_planning_never_waits_for_the_gpu(backend: str, layout: str) -> None:
+    subject = subject_of(backend)
+    torch.cuda.set_sync_debug_mode("error")
+    planned(LAYOUTS[layout], subject).prepare(backend)
+
+
+@pytest.mark.usefixtures("_no_synchronisation")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_waiting_for_the_gpu_would_be_noticed() -> None:
     value = torch.ones(1, device="cuda")
     torch.cuda.set_sync_debug_mode("error")

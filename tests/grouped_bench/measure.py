@@ -66,7 +66,7 @@ def planning(backends: Sequence[str], rounds: int, device: torch.device) -> Iter
     rows, keys = (torch.empty(shape.total_q, heads, HEAD_DIM, dtype=torch.bfloat16, device=device) for heads in (32, 8))
     of = Problem(shape, rows, keys, keys, rows)
     able = [name for name in backends if not refusal(name, of.plan(shape.pieces))]
-    ways = {name: lambda name=name: of.plan(shape.pieces).prepare(name) for name in able}
+    ways = {name: lambda name=name: of.plan(shape.pieces, backend=name) for name in ["auto", *able]}
     for name, times in in_turns(ways, torch.device("cpu"), rounds).items():
         yield f"plan of {len(shape.pieces)} groups, {name}: {times.median:.3f} ms"
 

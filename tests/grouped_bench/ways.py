@@ -38,8 +38,8 @@ class Problem:
     v: torch.Tensor
     dout: torch.Tensor
 
-    def plan(self, pieces: Sequence[Piece]) -> GroupedAttnPlan:
-        """For these slices of it."""
+    def plan(self, pieces: Sequence[Piece], backend: str = "auto") -> GroupedAttnPlan:
+        """For these slices of it, ready for this backend."""
         return plan_grouped_attn(
             [piece[0:2] for piece in pieces],
             [piece[2:4] for piece in pieces],
@@ -51,6 +51,7 @@ class Problem:
             head_dim=self.q.shape[2],
             dtype=self.q.dtype,
             device=self.q.device,
+            backend=backend,
         )
 
 

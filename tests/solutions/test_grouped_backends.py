@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 from grouped_checks import CHECKS, check_compiled
 from grouped_layouts import FULL, Layout, Subject, drawn, drawn_like, layouts, planned, run_backward, zigzag
 from grouped_planning import check_planning
-from varlen_kernels import Calls, varlen_kernels
+from varlen_kernels import Calls, backends_of_a_gpu
 
 from refgrid_solutions.grouped_attention import backends, grouped_flash_attn_func
 from refgrid_solutions.grouped_attention.backends import aten, fa3
@@ -30,16 +29,7 @@ WAYS = {"torch by copies": ("torch", COPIES), "torch by calls": ("torch", CALLS)
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
-    """The kernels of a GPU on this CPU, and a table and backends that take it for one."""
-    for name in ("torch", "fa3"):
-        row = backends.TABLE[name]
-        here = backends.Row(row.module, row.says, devices=("cpu",), head_dims=(16, 64, 128))
-        monkeypatch.setitem(backends.TABLE, name, here)
-    for module in (aten, fa3):
-        monkeypatch.setattr(module, "refuses", lambda _: "")
-    monkeypatch.setattr(fa3, "_processors", lambda _: 132)
-    monkeypatch.setattr(fa3, "_KERNELS", "torch")
-    with varlen_kernels() as launched:
+    with backends_of_a_gpu(monkeypatch) as launched:
         yield launched
 
 
@@ -249,38 +239,6 @@ def test_an_older_torch_is_refused(version: str, refused: bool, monkeypatch: pyt
     monkeypatch.setattr(torch, "__version__", version)
 
     assert aten.refuses(CPU) == (f"torch = {version}, but should be 2.11 or later" if refused else "")
-
-
-@pytest.mark.parametrize(
-    ("refused", "chosen"),
-    [
-        (set(), "fa3"),
-        ({"fa3"}, "triton"),
-        ({"fa3", "triton"}, "torch"),
-        ({"fa3", "triton", "torch", "cuda"}, "reference"),
-    ],
-)
-def test_auto_takes_the_first_that_can_run(refused: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "refusal", lambda name, _: "no" if name in refused else "")
-    plan: Any = SimpleNamespace(device=torch.device("cuda", 0))
-
-    assert backends.choose(plan) == chosen
-
-
-def test_where_none_can_run_each_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "refusal", lambda name, _: f"{name} is tired")
-    plan: Any = SimpleNamespace(device=torch.device("cuda", 0))
-
-    with pytest.raises(ValueError, match="no backend can run this: fa3: fa3 is tired; triton: triton is tired; torch:"):
-        backends.choose(plan)
-
-
-def test_auto_is_what_the_plan_says(calls: Calls) -> None:
-    plan = planned(LAYOUTS["zigzag"], Subject("auto"))
-    grouped_flash_attn_func(*drawn(LAYOUTS["zigzag"], Subject("auto")), plan)
-
-    assert plan.auto_backend == "reference"  # on a CPU, whoever else can run
-    assert calls == []
 
 
 @pytest.mark.usefixtures("calls")

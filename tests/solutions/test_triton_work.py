@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -62,7 +62,7 @@ def row_tile_mask(tile: dict[str, int], total_q: int, total_k: int) -> torch.Ten
 @given(groups())
 def test_tiles_of_rows_are_all_rows_and_what_they_see(drawn: tuple[list[Entry], int, int]) -> None:
     entries, total_q, total_k = drawn
-    table = worklist.row_tiles(pieces(entries, total_q), ROWS, KEYS)
+    (table,) = worklist.row_tiles(pieces(entries, total_q), (ROWS, KEYS))
     tiles = named(ROW_TILE, table)
 
     assert sorted(row for tile in tiles for row in range(tile["row"], tile["row"] + tile["rows"])) == [*range(total_q)]
@@ -77,9 +77,19 @@ def test_tiles_of_rows_are_all_rows_and_what_they_see(drawn: tuple[list[Entry], 
 
 @given(groups())
 def test_the_longest_tiles_of_rows_come_first(drawn: tuple[list[Entry], int, int]) -> None:
-    tiles = named(ROW_TILE, worklist.row_tiles(pieces(*drawn[:2]), ROWS, KEYS))
+    (table,) = worklist.row_tiles(pieces(*drawn[:2]), (ROWS, KEYS))
+    tiles = named(ROW_TILE, table)
 
     assert all(one["whole"] + one["masked"] >= other["whole"] + other["masked"] for one, other in pairwise(tiles))
+
+
+@given(groups())
+def test_tiles_of_several_sizes_are_those_of_each(drawn: tuple[list[Entry], int, int]) -> None:
+    of, sizes = pieces(*drawn[:2]), [(ROWS, KEYS), (2 * ROWS, KEYS), (ROWS, KEYS // 4)]
+
+    together = worklist.row_tiles(of, *sizes)
+
+    assert [table.tolist() for table in together] == [worklist.row_tiles(of, size)[0].tolist() for size in sizes]
 
 
 @triton.jit
@@ -111,15 +121,14 @@ class Found(NamedTuple):
 def worked_out(of: worklist.Pieces, total_k: int, tile_rows: int = ROWS, tile_keys: int = KEYS) -> Found:
     listed, numbers = worklist.key_tiles(of, total_k, tile_keys)
     tiles = named(KEY_TILE, listed)
-    keys = torch.zeros(len(numbers), dtype=torch.int32)
-    for tile in tiles:
-        keys[tile["first_run"] : tile["last_run"]] = tile["key"]
-    found = torch.zeros(len(RUN), len(numbers), dtype=torch.int32)
-    if len(numbers):
-        table = of.table[numbers].T.contiguous().int()
-        _work_out[(1,)](found, table, keys, len(numbers), tile_rows, tile_keys)
-    runs = named(RUN, found.T)
-    return Found(tiles, [runs[tile["first_run"] : tile["last_run"]] for tile in tiles])
+    each = [numbers[tile["first_run"] : tile["last_run"]] for tile in tiles]
+    keys = torch.tensor([tile["key"] for tile, own in zip(tiles, each, strict=True) for _ in own], dtype=torch.int32)
+    found = torch.zeros(len(RUN), len(keys), dtype=torch.int32)
+    if len(keys):
+        table = of.table[torch.cat(each)].T.contiguous().int()
+        _work_out[(1,)](found, table, keys, len(keys), tile_rows, tile_keys)
+    runs = iter(named(RUN, found.T))
+    return Found(tiles, [list(islice(runs, len(own))) for own in each])
 
 
 def run_mask(tile: dict[str, int], run: dict[str, int], total_q: int, total_k: int) -> torch.Tensor:
@@ -155,14 +164,22 @@ def test_runs_of_tiles_of_keys_are_every_pair_once(drawn: tuple[list[Entry], int
 
 
 @given(groups())
-def test_every_run_is_of_one_tile_of_keys_and_not_for_nothing(drawn: tuple[list[Entry], int, int]) -> None:
+def test_runs_of_a_tile_of_keys_are_the_pieces_that_see_it_in_order(drawn: tuple[list[Entry], int, int]) -> None:
     of = pieces(*drawn[:2])
     tiles, runs = worklist.key_tiles(of, drawn[2], KEYS)
-    listed = named(KEY_TILE, tiles)
 
-    assert (of.num_keys[runs] > 0).all()
-    assert (of.last_row[runs] > of.row[runs]).all()
-    assert sorted(run for tile in listed for run in range(tile["first_run"], tile["last_run"])) == [*range(len(runs))]
+    for tile in named(KEY_TILE, tiles):
+        overlaps = (of.key < tile["key"] + KEYS) & (of.key + of.num_keys > tile["key"])
+        seeing = overlaps & (of.num_keys > 0) & (of.last_row > of.row)
+        assert runs[tile["first_run"] : tile["last_run"]].tolist() == seeing.nonzero().flatten().tolist()
+
+
+def test_tiles_that_the_same_pieces_see_share_their_runs() -> None:
+    of = pieces([(0, 64, 0, 4096, CAUSAL), (64, 128, 0, 8192, CAUSAL)], 128)
+    tiles, runs = worklist.key_tiles(of, 8192, 64)
+
+    assert len(tiles) == 128
+    assert runs.tolist() == [0, 1, 1]
 
 
 @given(groups())
@@ -181,7 +198,7 @@ def test_both_lists_agree_on_the_places_of_rows(drawn: tuple[list[Entry], int, i
     of = pieces(entries, total_q)
     places = {
         tile["row"] + offset: tile["place"] + offset
-        for tile in named(ROW_TILE, worklist.row_tiles(of, ROWS, KEYS))
+        for tile in named(ROW_TILE, *worklist.row_tiles(of, (ROWS, KEYS)))
         for offset in range(tile["rows"])
     }
 
@@ -195,7 +212,7 @@ def test_both_lists_agree_on_the_places_of_rows(drawn: tuple[list[Entry], int, i
 
 def test_most_blocks_of_a_long_slice_need_no_mask() -> None:
     of = pieces([(0, 4096, 0, 8192, CAUSAL)], 4096)
-    rows = named(ROW_TILE, worklist.row_tiles(of, 128, 128))
+    rows = named(ROW_TILE, *worklist.row_tiles(of, (128, 128)))
     runs = [*chain.from_iterable(worked_out(of, 8192, 64, 128).runs)]
 
     assert sum(tile["masked"] for tile in rows) == 32

@@ -55,12 +55,21 @@ def grouped_flash_attn_func(
     A row in no slice, or that sees no key, gives 0 and -inf. Gradients of k and v are summed over slices in float32 and
     rounded once. softmax_scale: head_dim ** -0.5 by default. The values of keys in no range never matter, but must be
     finite. ValueError if a tensor does not fit the plan, or the backend cannot run it.
+
+    backend: "auto" is plan.auto_backends, the first where no gradient is needed and the second where grad mode is on
+    and q, k or v requires one. Name a backend where both must give the same bits, as a reentrant checkpoint, which runs
+    once without gradients and once with them, may want.
     """
     _check(q, k, v, plan)
-    name = plan.prepare(backend)
+    name = plan.prepare(backend, backward=needs_gradients(q, k, v))
     scale = plan.head_dim**-0.5 if softmax_scale is None else softmax_scale
     out, lse = grouped_attn_forward(q, k, v, plan.host, list(plan.metadata(name)), scale, name)
     return (out, lse) if return_lse else out
+
+
+def needs_gradients(*tensors: torch.Tensor) -> bool:
+    """Whether what is computed from them now may be differentiated."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: GroupedAttnPlan) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import chain
 
 import torch
 
@@ -21,7 +22,8 @@ class GroupedAttnPlan:
     """Which rows see which keys, for which tensors: made by plan_grouped_attn, used in any number of calls.
 
     host: int64 on the CPU, [deterministic, max_splits or 0, five numbers a slice]; all that a custom op must be told,
-    so that it can make the plan again (rebuilt). auto_backend: what backend="auto" stands for.
+    so that it can make the plan again (rebuilt). auto_backends: what backend="auto" stands for where no gradient will
+    be needed, and where one will.
     """
 
     total_q: int
@@ -32,7 +34,7 @@ class GroupedAttnPlan:
     dtype: torch.dtype
     device: torch.device
     host: torch.Tensor
-    auto_backend: str = ""
+    auto_backends: tuple[str, str] = ("", "")
     _metadata: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -61,13 +63,15 @@ class GroupedAttnPlan:
         """Those of the five products of a backward pass that computes the scores anew."""
         return self.forward_flops * 5 // 2
 
-    def prepare(self, backend: str = "auto") -> str:
+    def prepare(self, backend: str = "auto", *, backward: bool = False) -> str:
         """Make what the backend needs on the device, once, and give the backend's name.
 
-        A first call with a backend does this by itself, but not while a CUDA graph is captured (RuntimeError) nor
-        inside torch.compile(fullgraph=True). ValueError if there is no such backend or it cannot run this plan.
+        backward: whether gradients will be needed; it decides what "auto" stands for. A first call with a backend does
+        this by itself, but not while a CUDA graph is captured (RuntimeError) nor inside torch.compile(fullgraph=True).
+        The copy to the device is on the current stream, for which any other that runs the plan has to wait. ValueError
+        if there is no such backend or it cannot run this plan.
         """
-        name = self.auto_backend if backend == "auto" else backend
+        name = self.auto_backends[backward] if backend == "auto" else backend
         if name not in self._metadata:
             self._metadata[name] = _uncompiled(self, name)
         return name
@@ -96,23 +100,29 @@ def plan_grouped_attn(
     device: torch.device | str,
     deterministic: bool = False,
     max_splits: int | None = None,
+    backend: str = "auto",
+    backward: bool | None = None,
 ) -> GroupedAttnPlan:
     """Check the slices, and plan attention of q [total_q, num_heads_q, head_dim] to k, v [total_k, num_heads_k, ...].
 
     q_ranges, k_ranges: sequences or integer tensors [n, 2] of half-open ranges; mask_types [n]: FULL = 0, or CAUSAL
     = 1, in which row i of a slice sees its key j where j <= i + n_k - n_q. Rows of q may be in one slice at most, keys
     in any number. deterministic: gradients of the same bits every time. max_splits: how many parts the keys of a row
-    may be split into (1 = never, None = the backend's choice). ValueError for what is not legal, naming the entry.
+    may be split into (1 = never, None = the backend's choice). backend: which to make ready (prepare); of "auto" that
+    where gradients are needed (backward), or that where they are not, or both (None). ValueError for what is not
+    legal, naming the entry.
     """
     check_heads(num_heads_q, num_heads_k, head_dim)
     if max_splits is not None:
         check_size("max_splits", max_splits, smallest=1)
     slices = slices_from(q_ranges, k_ranges, mask_types, total_q, total_k)
-    host = torch.tensor([int(deterministic), max_splits or 0, *(number for piece in slices for number in piece)])
+    # Through an array: torch.tensor takes ten times as long for a list.
+    host = tensor_of(array("q", chain((deterministic, max_splits or 0), *slices)))
     sizes = (total_q, total_k, num_heads_q, num_heads_k, head_dim, dtype, _with_index(torch.device(device)))
-    name = backends.choose(GroupedAttnPlan(*sizes, host))
-    plan = GroupedAttnPlan(*sizes, host, name)
-    plan.prepare(name)
+    plan = GroupedAttnPlan(*sizes, host, backends.choose(GroupedAttnPlan(*sizes, host)))
+    vars(plan)["slices"] = slices  # which the property would find again
+    for needed in (False, True) if backward is None else (backward,):
+        plan.prepare(backend, backward=needed)
     return plan
 
 
@@ -121,18 +131,27 @@ def rebuilt(
 ) -> GroupedAttnPlan:
     """The plan inside a custom op, from what the op was given: q and k for the sizes, and the plan's own tensors."""
     sizes = (q.shape[0], k.shape[0], q.shape[1], k.shape[1], q.shape[2], q.dtype, q.device)
-    return GroupedAttnPlan(*sizes, host, backend, {backend: tuple(metadata)})
+    return GroupedAttnPlan(*sizes, host, (backend, backend), {backend: tuple(metadata)})
 
 
-def device_ints(device: torch.device, *parts: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """Each part as an int32 tensor on the device, by one copy for all; each begins at a multiple of 16 bytes."""
-    padded = [-(-len(part) // _ALIGNMENT) * _ALIGNMENT for part in parts]
-    starts = [0, *accumulate(padded)]
-    together = torch.zeros(starts[-1], dtype=torch.int32)
-    for start, part in zip(starts, parts, strict=False):
-        together[start : start + len(part)] = torch.as_tensor(part, dtype=torch.int32)
-    there = together.to(device)
-    return tuple(there[start : start + len(part)] for start, part in zip(starts, parts, strict=False))
+def tensor_of(numbers: array[int]) -> torch.Tensor:
+    """The numbers themselves, not copied: int32 of an array of type "i", int64 of type "q"."""
+    dtype = {"i": torch.int32, "q": torch.int64}[numbers.typecode]
+    return torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
+
+
+def device_ints(device: torch.device, *parts: array[int] | torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each part as an int32 tensor on the device, by one copy for all; each begins at a multiple of 16 bytes.
+
+    parts: arrays of 32-bit integers, or tensors of one dimension. The host waits for the device at no time.
+    """
+    sizes = [size for part in parts for size in (len(part), -len(part) % _ALIGNMENT)]
+    together = torch.zeros(sum(sizes), dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
+    for place, part in zip(together.split(sizes)[::2], parts, strict=True):
+        if len(part):
+            place.copy_(part if isinstance(part, torch.Tensor) else tensor_of(part))
+    there: tuple[torch.Tensor, ...] = together.to(device, non_blocking=True).split(sizes)
+    return there[::2]
 
 
 def _made_metadata(plan: GroupedAttnPlan, backend: str) -> tuple[torch.Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,17 +43,19 @@ class Slice(NamedTuple):
     @property
     def blind_rows(self) -> int:
         """How many rows, from the first on, see no key."""
-        if self.num_keys == 0:
-            return self.num_rows
-        return 0 if self.mask_type == FULL else max(self.num_rows - self.num_keys, 0)
+        if self.mask_type == FULL and self.num_keys:
+            return 0
+        return max(self.num_rows - self.num_keys, 0)
 
     @property
     def visible_pairs(self) -> int:
         """Pairs of a row and a key that it sees."""
-        if self.mask_type == FULL or self.blind_rows == self.num_rows:
-            return self.num_keys * (self.num_rows - self.blind_rows)
-        seeing = self.num_rows - self.blind_rows
-        return seeing * (2 * self.num_keys - seeing + 1) // 2
+        q_start, q_end, k_start, k_end, mask_type = self
+        num_rows, num_keys = q_end - q_start, k_end - k_start
+        if mask_type == FULL:
+            return num_rows * num_keys
+        seeing = min(num_rows, num_keys)
+        return seeing * (2 * num_keys - seeing + 1) // 2
 
 
 def slices_from(
@@ -73,11 +75,12 @@ def slices_from(
     _check_lengths(rows, keys, masks)
     for name, total in (("total_q", total_q), ("total_k", total_k)):
         check_size(name, total, smallest=0)
-    rows = [_pair("q_ranges", index, entry, "total_q", total_q) for index, entry in enumerate(rows)]
-    keys = [_pair("k_ranges", index, entry, "total_k", total_k) for index, entry in enumerate(keys)]
-    masks = [_mask(index, entry) for index, entry in enumerate(masks)]
+    rows = _pairs("q_ranges", rows, "total_q", total_q)
+    keys = _pairs("k_ranges", keys, "total_k", total_k)
+    masks = _masks(masks)
     _check_disjoint(rows)
-    return tuple(Slice._make((*row, *key, mask)) for row, key, mask in zip(rows, keys, masks, strict=True))
+    each = zip(rows, keys, masks, strict=True)
+    return tuple(Slice(q_start, q_end, k_start, k_end, mask) for (q_start, q_end), (k_start, k_end), mask in each)
 
 
 def check_size(name: str, value: object, *, smallest: int) -> None:
@@ -96,6 +99,11 @@ def check_heads(num_heads_q: int, num_heads_k: int, head_dim: int) -> None:
             f"num_heads_k = {num_heads_k} does not divide num_heads_q = {num_heads_q}: "
             "num_heads_q should be a multiple of num_heads_k"
         )
+
+
+def that_see(slices: Iterable[Slice]) -> list[Slice]:
+    """Those of which some row sees some key."""
+    return [piece for piece in slices if piece.q_start < piece.q_end and piece.k_start < piece.k_end]
 
 
 def rows_in_no_slice(slices: Sequence[Slice], total_q: int) -> Iterator[tuple[int, int]]:
@@ -131,6 +139,20 @@ def _check_lengths(rows: list[Any], keys: list[Any], masks: list[Any]) -> None:
         )
 
 
+def _pairs(name: str, entries: list[Any], total_name: str, total: int) -> list[Any]:
+    """One after the other only if one of them may not be legal: that takes several times as long."""
+    if all(_is_plain(entry, total) for entry in entries):
+        return entries
+    return [_pair(name, index, entry, total_name, total) for index, entry in enumerate(entries)]
+
+
+def _is_plain(entry: Any, total: int) -> bool:
+    if type(entry) not in (tuple, list) or len(entry) != 2:
+        return False
+    start, end = entry
+    return type(start) is int is type(end) and 0 <= start <= end <= total
+
+
 def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tuple[int, int]:
     bounds = [integer_or_none(value) for value in entry] if hasattr(entry, "__len__") else []
     legal = f"should be (start, end) with 0 <= start <= end <= {total_name} = {total}"
@@ -141,6 +163,12 @@ def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tup
     if not 0 <= start <= end <= total:
         raise ValueError(f"{name}[{index}] = ({start}, {end}) {wrong}: {legal}")
     return start, end
+
+
+def _masks(entries: list[Any]) -> list[int]:
+    if {*map(type, entries)} <= {int} and {*entries} <= MASKS.keys():
+        return entries
+    return [_mask(index, entry) for index, entry in enumerate(entries)]
 
 
 def _mask(index: int, entry: Any) -> int:

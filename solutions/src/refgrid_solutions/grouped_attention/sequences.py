@@ -8,14 +8,16 @@ without keys.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
+from operator import gt, sub
 from typing import NamedTuple
 
 import torch
 
 from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints
-from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, Slice, rows_in_no_slice
+from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, Slice, rows_in_no_slice, that_see
 
 # A gap is cut into sequences no longer than the longest slice, or this: the grid has room for the longest in each.
 _GAP = 1024
@@ -57,12 +59,12 @@ class Launch(NamedTuple):
 
 def packed(plan: GroupedAttnPlan, *numbers: int) -> tuple[torch.Tensor, ...]:
     """The launches of a plan, and numbers that a backend keeps beside them; the first tensor is on the CPU."""
-    lists = [sequences(plan, mask_type) for mask_type in (FULL, CAUSAL)]
     host = [len(numbers), *numbers]
-    parts: list[Sequence[int]] = []
-    for found in filter(None, lists):
-        host += _host_numbers(found)
-        parts += _device_parts(found)
+    parts: list[array[int]] = []
+    for found in filter(None, (sequences(plan, mask_type) for mask_type in (FULL, CAUSAL))):
+        of = _Columns.of(found)
+        host += _host_numbers(found, of)
+        parts += (array("i", part) for part in _device_parts(of))
     return torch.tensor(host), *device_ints(plan.device, *parts)
 
 
@@ -80,7 +82,7 @@ def unpacked(metadata: Sequence[torch.Tensor]) -> tuple[list[int], list[Launch]]
 
 def seeing(plan: GroupedAttnPlan, mask_type: int) -> list[Slice]:
     """The slices of a mask that have rows and keys, in the order of their rows."""
-    return sorted(piece for piece in plan.slices if piece.mask_type == mask_type and piece.num_rows and piece.num_keys)
+    return sorted(piece for piece in that_see(plan.slices) if piece.mask_type == mask_type)
 
 
 def sequences(plan: GroupedAttnPlan, mask_type: int) -> list[Slice]:
@@ -135,25 +137,29 @@ def _gaps(own: Sequence[Slice], longest: int) -> Iterator[Slice]:
             yield Slice(piece, min(piece + longest, end), 0, 0, own[0].mask_type)
 
 
-def _host_numbers(found: Sequence[Slice]) -> list[int]:
+class _Columns(NamedTuple):
+    """Of each sequence, how many rows and keys it has, and where its keys begin."""
+
+    rows: list[int]
+    keys: list[int]
+    key_starts: Sequence[int]
+
+    @classmethod
+    def of(cls, found: Sequence[Slice]) -> _Columns:
+        q_starts, q_ends, k_starts, k_ends, _ = zip(*found, strict=True)
+        return cls([*map(sub, q_ends, q_starts)], [*map(sub, k_ends, k_starts)], k_starts)
+
+
+def _host_numbers(found: Sequence[Slice], of: _Columns) -> list[int]:
     """As the first fields of Launch."""
-    longest_rows = max(piece.num_rows for piece in found)
-    longest_keys = max(piece.num_keys for piece in found)
-    blind = any(piece.blind_rows for piece in found)
-    return [found[0].mask_type, found[0].q_start, found[-1].q_end, longest_rows, longest_keys, int(blind)]
+    mask_type = found[0].mask_type
+    blind = 0 in of.keys or (mask_type == CAUSAL and any(map(gt, of.rows, of.keys)))
+    return [mask_type, found[0].q_start, found[-1].q_end, max(of.rows), max(of.keys), int(blind)]
 
 
-def _device_parts(found: Sequence[Slice]) -> list[list[int]]:
+def _device_parts(of: _Columns) -> list[list[int]]:
     """As the last fields of Launch."""
-    rows = [0, *accumulate(piece.num_rows for piece in found)]
-    copied = [0, *accumulate(piece.num_keys for piece in found)]
-    own = [piece for piece in found if piece.num_keys]
-    own_rows, own_keys = (
-        [*chain(*((0, count) for count in counts))] for counts in zip(*map(_counts, own), strict=True)
-    )
-    starts, counts = [*(piece.k_start for piece in found), 0], [piece.num_keys for piece in found]
-    return [rows, starts, counts, copied, own_rows, own_keys]
-
-
-def _counts(piece: Slice) -> tuple[int, int]:
-    return piece.num_rows, piece.num_keys
+    rows, copied = ([0, *accumulate(counts)] for counts in (of.rows, of.keys))
+    own = [at for at, count in enumerate(of.keys) if count]
+    own_rows, own_keys = ([end for at in own for end in (0, counts[at])] for counts in (of.rows, of.keys))
+    return [rows, [*of.key_starts, 0], of.keys, copied, own_rows, own_keys]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from refgrid_solutions.grouped_attention.interface import grouped_flash_attn_func
+from refgrid_solutions.grouped_attention.interface import grouped_flash_attn_func, needs_gradients
 from refgrid_solutions.grouped_attention.plan import plan_grouped_attn
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, integer_or_none
 
@@ -64,6 +64,8 @@ def grouped_flash_attn_varlen_func(
         dtype=q.dtype,
         device=q.device,
         deterministic=deterministic,
+        backend=backend,
+        backward=needs_gradients(q, k, v),
     )
     out, lse = grouped_flash_attn_func(q, k, v, plan, softmax_scale=softmax_scale, backend=backend)
     counts = [len(part) for part in q_list]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from refgrid_solutions.grouped_attention.interface import needs_gradients
 from refgrid_solutions.grouped_attention.ranges import check_heads, check_size
 from refgrid_solutions.grouped_attention.varlen import check_options
 from refgrid_solutions.grouped_attention.zigzag.exchange import Exchange, exchange_of
@@ -79,7 +80,8 @@ def zigzag_llama3_flash_attn_varlen_func(
     share, head_dim = q.shape[1] // k.shape[1], q.shape[2]
     sizes = (share * heads_k_stride, heads_k_stride, head_dim, q.dtype, q.device)
     plan = zigzag_plan(layout, Setting(*sizes, bool(causal), bool(use_grouped_attention), bool(deterministic)))
-    names = tuple(call.plan.prepare(backend) for call in plan.calls)
+    backward = needs_gradients(q, k, v)
+    names = tuple(call.plan.prepare(backend, backward=backward) for call in plan.calls)
     scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
     out, lse = ZigzagAttention.apply(q, k, v, Run(exchange, plan, names, heads_k_stride, scale))
     return (out, lse, None) if return_attn_probs else out

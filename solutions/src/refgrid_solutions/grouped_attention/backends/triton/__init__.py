@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 import triton
@@ -35,12 +36,12 @@ def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:
     """The sizes of the tiles, on the CPU, and what there is to do with each."""
     sizes = TABLE[plan.head_dim]
     of = worklist.pieces(plan.slices, plan.total_q)
-    rows = [worklist.row_tiles(of, *size) for size in dict.fromkeys([sizes.forward[:2], sizes.of_rows[:2]])]
+    rows = worklist.row_tiles(of, *dict.fromkeys([sizes.forward[:2], sizes.of_rows[:2]]))
     keys, runs = worklist.key_tiles(of, plan.total_k, sizes.of_keys.keys)
-    host = torch.cat([torch.tensor(sizes).flatten(), of.places])
-    tables = [*rows, of.table, keys, runs[:, None]]
-    there = device_ints(plan.device, *(table.flatten() for table in tables))
-    shaped = [flat.view(-1, table.shape[1]) for flat, table in zip(there, tables, strict=True)]
+    tables = [*rows, of.table, keys, runs]
+    there = device_ints(plan.device, *(table.view(-1) for table in tables))
+    shaped = [flat.view(table.shape) for flat, table in zip(there, tables, strict=True)]
+    host = torch.tensor([*chain(*sizes), of.places])
     return host, shaped[0], shaped[len(rows) - 1], *shaped[len(rows) :]
 
 

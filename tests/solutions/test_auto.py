@@ -1,0 +1,137 @@
+"""Which backend "auto" is: one where no gradient is needed, another where one is; both ready before the first call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from emulated_ranks import LoneExchange
+from grouped_layouts import Layout, Subject, drawn, planned, zigzag
+from varlen_kernels import Calls, backends_of_a_gpu
+
+from refgrid_solutions.grouped_attention import (
+    backends,
+    grouped_flash_attn_func,
+    grouped_flash_attn_varlen_func,
+    zigzag_llama3_flash_attn_varlen_func,
+)
+from refgrid_solutions.grouped_attention.zigzag.planned import zigzag_plan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYOUT = zigzag([128], 1, 4)
+
+
+@pytest.fixture
+def auto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    """What is launched where "auto" is fa3 without gradients, and torch with them."""
+    monkeypatch.setattr(backends, "choose", lambda _: ("fa3", "torch"))
+    zigzag_plan.cache_clear()  # kept plans have what "auto" was when they were made
+    with backends_of_a_gpu(monkeypatch) as calls:
+        yield calls
+    zigzag_plan.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("refused", "chosen"),
+    [
+        (set(), ("fa3", "triton")),
+        ({"fa3"}, ("triton", "triton")),
+        ({"triton"}, ("fa3", "fa3")),
+        ({"fa3", "triton"}, ("torch", "torch")),
+        ({"fa3", "triton", "torch", "cuda"}, ("reference", "reference")),
+    ],
+)
+def test_auto_takes_the_fastest_that_can_run_without_gradients_and_with_them(
+    refused: set[str], chosen: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "refusal", lambda name, _: "no" if name in refused else "")
+    plan: Any = SimpleNamespace(device=torch.device("cuda", 0))
+
+    assert backends.choose(plan) == chosen
+
+
+def test_where_none_can_run_each_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "refusal", lambda name, _: f"{name} is tired")
+    plan: Any = SimpleNamespace(device=torch.device("cuda", 0))
+
+    with pytest.raises(ValueError, match="no backend can run this: fa3: fa3 is tired; triton: triton is tired; torch:"):
+        backends.choose(plan)
+
+
+def test_on_a_cpu_auto_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    with backends_of_a_gpu(monkeypatch) as calls:
+        plan = planned(LAYOUT, Subject("auto"))
+        grouped_flash_attn_func(*drawn(LAYOUT, Subject("auto")), plan)
+
+    assert plan.auto_backends == ("reference", "reference")  # on a CPU, whoever else can run
+    assert calls == []
+
+
+@pytest.mark.parametrize("differentiated", [0, 1, 2])
+@pytest.mark.parametrize("grad_mode", [False, True])
+def test_auto_depends_on_whether_a_gradient_is_needed(differentiated: int, grad_mode: bool, auto: Calls) -> None:
+    plan, told = planned(LAYOUT, Subject("auto")), drawn(LAYOUT, Subject("auto"))
+    told[differentiated].requires_grad_()
+
+    with torch.set_grad_enabled(grad_mode):
+        out, _ = grouped_flash_attn_func(*told, plan)
+
+    assert out.requires_grad == grad_mode
+    assert auto == (["aten forward"] if grad_mode else ["fa3 forward, num_splits=1"])
+
+
+def test_auto_is_fastest_forward_where_no_tensor_requires_a_gradient(auto: Calls) -> None:
+    plan = planned(LAYOUT, Subject("auto"))
+
+    grouped_flash_attn_func(*drawn(LAYOUT, Subject("auto")), plan)
+
+    assert auto == ["fa3 forward, num_splits=1"]
+
+
+def test_auto_is_what_it_is_when_compiled_whole(auto: Calls) -> None:
+    plan, told = planned(LAYOUT, Subject("auto")), drawn(LAYOUT, Subject("auto"))
+
+    def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return grouped_flash_attn_func(q, k, v, plan)[0]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled(*told)
+    out = compiled(*(tensor.clone().requires_grad_() for tensor in told))
+    out.sum().backward()
+    with torch.no_grad():
+        compiled(*(tensor.clone().requires_grad_() for tensor in told))
+
+    forward, backward = "fa3 forward, num_splits=1", ["aten forward", "aten backward, in any order"]
+    assert auto == [forward, *backward, forward]
+
+
+@pytest.mark.usefixtures("auto")
+@pytest.mark.parametrize(
+    ("options", "ready"),
+    [
+        ({}, ["fa3", "torch"]),
+        ({"backward": False}, ["fa3"]),
+        ({"backward": True}, ["torch"]),
+        ({"backend": "reference"}, ["reference"]),
+    ],
+)
+def test_a_plan_is_ready_for_auto_or_what_it_was_told(options: dict[str, Any], ready: list[str]) -> None:
+    plan = planned(LAYOUT, Subject("auto"), **options)
+
+    assert list(plan._metadata) == ready
+    assert (plan.prepare(), plan.prepare(backward=True)) == plan.auto_backends == ("fa3", "torch")
+    assert {"fa3", "torch"} <= {*plan._metadata}
+
+
+def test_the_list_form_and_zigzag_take_what_auto_takes(auto: Calls) -> None:
+    q, k, v = drawn(Layout([], 8, 8), Subject("auto"))
+    alone = LoneExchange(0, 1)
+    for leaf in (q, q.clone().requires_grad_()):
+        grouped_flash_attn_varlen_func([leaf], k, v, [[0, 8]], [[0, 8]], causal=True)
+        zigzag_llama3_flash_attn_varlen_func(leaf, k, v, [0, 8], [0, 8], 8, 8, 2, causal=True, group=alone)
+
+    assert auto == ["fa3 forward, num_splits=1"] * 2 + ["aten forward"] * 2
