@@ -154,8 +154,8 @@ def test_planned_is_accounted_and_nobody_is_blamed_twice(done: Done) -> None:
 
 
 def test_each_gpu_is_used_and_none_by_two_at_once(done: Done) -> None:
-    assert {use.device for use in done.fleet.uses} == {"FAKE-0", "FAKE-1"}
     assert overlapping(done.fleet.uses) == []
+    # By outcomes: a guilty case may be all that a GPU had before the others were done, and it leaves no use.
     assert {outcome.device for outcome in done.outcomes.values()} == {"fake GPU FAKE-0", "fake GPU FAKE-1"}
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,13 +47,15 @@ def another(tmp_path: Path) -> Iterator[Start]:
 
     def start(slots: int = 1, *uuids: str, then: str = "") -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLDER.replace("{then}", then), str(tmp_path), str(slots)]
-        process = subprocess.Popen([*command, *(uuids or ("FAKE-0", "FAKE-1"))], stdout=subprocess.PIPE, text=True)
+        command += uuids or ("FAKE-0", "FAKE-1")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         started.append(process)
         return process
 
     yield start
     for process in started:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which hold the pipe open
         process.communicate(timeout=60)
 
 
