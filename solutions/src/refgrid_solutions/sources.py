@@ -140,7 +140,7 @@ def _demand_library(source: Source) -> None:
         raise Unavailable("missing", f"the backend {source.backend} is not installed ({_module(source.backend)})")
     try:
         importlib.import_module(source.library)
-    except Exception as error:
+    except Exception as error:  # whatever an import raises, the installation is broken: import-fail is red
         told = f"import of {source.library} raises {type(error).__name__}: {error}"
         raise Unavailable("import-fail", told) from error
 
