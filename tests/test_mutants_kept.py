@@ -53,6 +53,7 @@ def test_what_is_written_reads_back_equal_and_has_one_line_a_mutant(tmp_path: Pa
     lines = [json.loads(line.removesuffix(",")) for line in file.read_text().splitlines() if line.startswith('  {"id"')]
     assert json.loads(file.read_text()) == to_dict(ON_CPU)
     assert read(tmp_path, TABLE, CHECKS) == ON_CPU
+    assert file.read_text() == to_json(to_dict(read(tmp_path, TABLE, CHECKS))), "a diff would show what did not change"
     assert [line["id"] for line in lines] == [ONE.id, TWO.id, GPU.id]
     assert "- On cpu, sizes small: python 3." in page.read_text()
     assert "no mutant was held to this: gemm\\_n1 m1, torch: crash" in page.read_text()

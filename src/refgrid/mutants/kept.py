@@ -130,6 +130,6 @@ def _told(judgement: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judged(workload: str, told: Mapping[str, Any]) -> dict[str, Any]:
-    """The judgement that `_told` has shortened."""
-    nothing = {"verdict": "", "against": "", "reason": "", "change": 0.0}
+    """The judgement that `_told` has shortened, in its order: written again, it is the same text."""
+    nothing = {"fate": "", "verdict": "", "against": "", "reason": "", "change": 0.0}
     return {"workload": workload, **nothing, **told, "fixed": dict.fromkeys(told.get("fixed", ()), True)}
