@@ -23,6 +23,7 @@ from refgrid.records.record import Verdict
 REFERENCE, ADAPTER = table()["rmsnorm: weight plus one"], table()["rmsnorm: adapter: weight plus one"]
 GREEN = dict.fromkeys(CHECKS, False)
 CRASH, HANG = Died(Verdict.CRASH, "the process died: killed by SIGSEGV"), Died(Verdict.HANG, "not done within 1 s")
+KILLED = Died(Verdict.OOM, "the process died: killed by SIGKILL, as the kernel does when memory runs out")
 OWN: Held = ("torch", "numerics")
 
 
@@ -73,6 +74,13 @@ def test_the_documents_checks_are_red_where_the_process_ends_and_there_alone() -
     assert on_laid.judged[REFERENCE.id].fixed == {**dict.fromkeys(CHECKS, True), OWN_INPUTS: False}
 
 
+def test_a_mutant_whose_process_is_killed_from_outside_is_not_caught() -> None:
+    told = told_by(Scripted(judge=KILLED, plain=KILLED, laid=KILLED))
+
+    assert told.judged[REFERENCE.id] == Judgement("edge", "not-run", "oom", reason=KILLED.reason)
+    assert told_by(Scripted(plain=KILLED, laid=KILLED)).judged[REFERENCE.id].fixed == GREEN
+
+
 def test_a_false_alarm_that_ends_the_process_is_one() -> None:
     told = told_by(Scripted(**{"plain sound": CRASH}))
 
@@ -113,10 +121,11 @@ def test_a_faulty_adapter_that_ends_its_self_test_is_told_of(monkeypatch: pytest
     }
 
 
+WAYS = ("SIGSEGV", "SIGKILL", "lost late")
+
+
 def test_the_command_survives_its_mutants(tmp_path: Path) -> None:
-    write_products(
-        tmp_path, {way: f"import dying\ndying.once('{tmp_path / way}', '{way}')" for way in ("SIGKILL", "lost late")}
-    )
+    write_products(tmp_path, {way: f"import dying\ndying.once('{tmp_path / way}', '{way}')" for way in WAYS})
 
     done = CliRunner().invoke(main, [f"--dataset={tmp_path}", f"--output={tmp_path}"], env={"COLUMNS": "200"})
 
@@ -124,11 +133,13 @@ def test_the_command_survives_its_mutants(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "mutants.json").read_text())
     found = {one["id"].removeprefix("gemm: "): one["workloads"]["edge_m129"] for one in data["mutants"]}
     assert {name: one.get("verdict") or one["fate"] for name, one in found.items()} == {
-        "SIGKILL": "crash",
+        "SIGSEGV": "crash",
+        "SIGKILL": "oom",
         "lost late": "crash",
         "zero": "mismatch",
         "nothing": "same",
     }
-    assert found["SIGKILL"]["reason"].startswith("the process died: killed by SIGKILL")
+    assert found["SIGSEGV"]["reason"].startswith("the process died: killed by SIGSEGV")
+    assert found["SIGKILL"]["fate"] == "not-run"
     assert found["lost late"]["reason"] == f"the CUDA context is lost after it: {dying.LOST}"
     assert data["runs"][0]["unsound"] == []

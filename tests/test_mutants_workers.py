@@ -27,7 +27,7 @@ def worker_of(function: Any = dying.do, limit: int = 60) -> Iterator[Worker]:
     ("way", "verdict", "told"),
     [
         pytest.param("exit", "crash", "the process died: ended with status 3", id="exit"),
-        pytest.param("SIGKILL", "crash", "the process died: killed by SIGKILL", id="SIGKILL"),
+        pytest.param("SIGKILL", "oom", "the process died: killed by SIGKILL", id="SIGKILL"),
         pytest.param("SIGSEGV", "crash", "the process died: killed by SIGSEGV in string_at at ", id="SIGSEGV"),
         pytest.param("SIGABRT", "crash", "the process died: killed by SIGABRT in do at ", id="SIGABRT"),
         pytest.param("endless", "hang", "not done within 2 s (--timeout), then in _endless at ", id="endless"),

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated_ranks import LoneExchange
 from grouped_gpu import BACKENDS, subject_of
 from process_ranks import torchrun
-from zigzag_checks import Case, drawn, expected, hold, joined, run_emulated
+from zigzag_checks import Case, Tensors, drawn, expected, hold, joined, run_emulated, run_rank
+
+from refgrid_solutions.grouped_attention.zigzag.planned import zigzag_plan
 
 PROGRAM = Path(__file__).resolve().parents[1] / "zigzag_torchrun.py"
 # Autograd's threads say so of themselves, once each.
@@ -50,6 +53,31 @@ def test_every_rank_emulated_on_one_gpu(world_size: int, backend: str) -> None:
         for grouped in (True, False):
             ways = case._replace(stride=stride, grouped=grouped)
             hold(case, joined(case, run_emulated(ways, told, world_size)), should)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_made_on_a_busy_stream_serves_another_one_at_once(backend: str) -> None:
+    """Nobody tells the second stream to wait for the first, which sleeps before the plan's copy."""
+    subject_of(backend)
+    case = Case([2048], 8, (32, 8), 128, torch.bfloat16, "cuda", backend=backend)
+    told = drawn(case)
+    _alone(case, told)  # compiles
+    zigzag_plan.cache_clear()
+    torch.cuda.synchronize()
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(2**30)  # about half a second
+        _alone(case, told)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        found = _alone(case, told)
+    torch.cuda.synchronize()
+
+    hold(case, found, expected(case, told))
+
+
+def _alone(case: Case, told: Tensors) -> Tensors:
+    """On the current stream, of which the threads of emulated ranks do not know."""
+    return run_rank(case, told, LoneExchange(0, 1), 0, 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

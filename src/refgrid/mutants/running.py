@@ -19,10 +19,11 @@ from typing import Any
 from refgrid.dataset.case import Size, op_of
 from refgrid.dataset.definition import DataSet, load_dataset
 from refgrid.mutants import baseline
-from refgrid.mutants.judging import Bench, Held, Judgement, checks_of, planted_in, sizes
+from refgrid.mutants.judging import Bench, Fate, Held, Judgement, checks_of, planted_in, sizes
 from refgrid.mutants.planting import planted_module, planted_reference, self_test
 from refgrid.mutants.table import Mutant, MutantError, Place, load_mutants
 from refgrid.mutants.workers import Died, Worker, spread
+from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
 _benches: dict[Task, Bench] = {}  # of this process: one at most
@@ -121,20 +122,21 @@ def _judged(worker: Worker, task: Task, mutant: Mutant, unsound: Mapping[Held, s
     try:
         found: Judgement = worker.call(task.at, "judge", mutant, tuple(unsound))
     except Died as death:
-        found = Judgement(task.workload, "caught", death.verdict.value, reason=death.reason)
+        fate: Fate = "not-run" if death.verdict is Verdict.OOM else "caught"
+        found = Judgement(task.workload, fate, death.verdict.value, reason=death.reason)
     if found.fate == "not-run":
         return found
     return replace(found, fixed=_by_documents(worker, task, mutant.where.source, mutant))
 
 
 def _by_documents(worker: Worker, task: Task, source: str, mutant: Mutant | None = None) -> dict[str, bool]:
-    """Which of the documents' checks are red; the end of its process fails any test."""
+    """Which of the documents' checks are red; the end of its process fails any test, if it is the call's own doing."""
     found: dict[str, bool] = {}
     for inputs, checks in baseline.BY_INPUTS.items():
         try:
             found |= worker.call(task.at, "by_documents", source, inputs, mutant)
-        except Died:
-            found |= dict.fromkeys(checks, True)
+        except Died as death:
+            found |= dict.fromkeys(checks, death.verdict is not Verdict.OOM)
     return found
 
 

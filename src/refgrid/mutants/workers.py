@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import multiprocessing
+import signal
 import tempfile
 import threading
 import traceback
@@ -32,7 +33,11 @@ Found = TypeVar("Found")
 
 
 class Died(Exception):
-    """A call was the end of its process, or of the process's CUDA context; `verdict` is crash or hang."""
+    """A call was the end of its process, or of the process's CUDA context; `verdict` is crash, hang or oom.
+
+    It is oom for a SIGKILL, which no fault sends itself: the kernel sends it when memory runs out, to whom it chooses.
+    That proves nothing about the call.
+    """
 
     def __init__(self, verdict: Verdict, reason: str) -> None:
         super().__init__(reason)
@@ -119,7 +124,8 @@ class Worker:
         where = f" in {frame}" if frame else ""
         if is_timeout(words):
             return Died(Verdict.HANG, f"not done within {self._limit} s (--timeout), then{where}")
-        return Died(Verdict.CRASH, f"the process died: {told_death(status, words)}{where}")
+        verdict = Verdict.OOM if status == -signal.SIGKILL else Verdict.CRASH
+        return Died(verdict, f"the process died: {told_death(status, words)}{where}")
 
 
 def spread(

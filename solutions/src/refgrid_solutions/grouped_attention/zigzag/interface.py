@@ -52,10 +52,11 @@ def zigzag_llama3_flash_attn_varlen_func(
     compute, the next are gathered; on a GPU, with fewer than all, communication hides behind computation. Memory: keys
     and values of so many heads of all ranks, twice, and backward their gradients in float32.
 
-    The plan is made in the first call with the same sequences, heads, dtype and device (64 are kept), and copied to
-    the device; do that before a CUDA graph is captured. No other call waits for the GPU, provided that cu_seqlens_q and
-    cu_seqlens_k are tensors on the CPU, as zigzag_llama3_prepare makes them, or sequences of integers: tensors on a
-    GPU are read by every call, which waits for it.
+    The plan is made in the first call with the same sequences, heads, dtype, device and backend (64 are kept), which
+    waits until it is on the device, so that calls on any stream may use it; do that before a CUDA graph is captured. No
+    other call waits for the GPU, provided that cu_seqlens_q and cu_seqlens_k are tensors on the CPU, as
+    zigzag_llama3_prepare makes them, or sequences of integers: tensors on a GPU are read by every call, which waits for
+    it.
 
     causal: each token sees its sequence up to itself; otherwise all of it. deterministic: gradients of the same bits
     every time. group: a process group, or an Exchange; None is the default group. use_grouped_attention: one call of
@@ -79,7 +80,8 @@ def zigzag_llama3_flash_attn_varlen_func(
     _check_stride(heads_k_stride, k.shape[1])
     share, head_dim = q.shape[1] // k.shape[1], q.shape[2]
     sizes = (share * heads_k_stride, heads_k_stride, head_dim, q.dtype, q.device)
-    plan = zigzag_plan(layout, Setting(*sizes, bool(causal), bool(use_grouped_attention), bool(deterministic)))
+    ways = (bool(causal), bool(use_grouped_attention), bool(deterministic), backend)
+    plan = zigzag_plan(layout, Setting(*sizes, *ways))
     backward = needs_gradients(q, k, v)
     names = tuple(call.plan.prepare(backend, backward=backward) for call in plan.calls)
     scale = head_dim**-0.5 if softmax_scale is None else softmax_scale

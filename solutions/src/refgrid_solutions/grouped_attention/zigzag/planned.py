@@ -29,6 +29,7 @@ class Setting(NamedTuple):
     causal: bool
     grouped: bool
     deterministic: bool
+    backend: str
 
 
 class Call(NamedTuple):
@@ -61,9 +62,13 @@ def zigzag_plan(layout: Layout, setting: Setting) -> ZigzagPlan:
     """Planned at the first call with these values, which copies to the device; later calls look it up.
 
     One call for both chunks of all sequences; where not grouped, one for the early chunks and one for the late ones.
+    The host waits for the copy: who looks it up may be on another stream, and cannot know which one to wait for.
     """
     halves = [(EARLY, LATE)] if setting.grouped else [(EARLY,), (LATE,)]
-    return ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), _seen(layout, setting))
+    found = ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), _seen(layout, setting))
+    if setting.device.type == "cuda":
+        torch.cuda.current_stream(setting.device).synchronize()
+    return found
 
 
 def _call(layout: Layout, setting: Setting, halves: Sequence[int]) -> Call:
@@ -82,6 +87,7 @@ def _call(layout: Layout, setting: Setting, halves: Sequence[int]) -> Call:
         dtype=setting.dtype,
         device=setting.device,
         deterministic=setting.deterministic,
+        backend=setting.backend,
     )
     return Call(_index(rows, setting.device), plan)
 
