@@ -502,6 +502,21 @@ def test_tiles_of_a_long_sequence_give_what_the_whole_gives(monkeypatch: pytest.
     close(tiled["lse"], whole["lse"].double(), 1e-6)
 
 
+def test_the_largest_tile_comes_first_and_none_has_more_scores_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another order a GPU's allocator keeps what each leaves, as no later one fits in: 76 GiB at 64K keys."""
+    monkeypatch.setattr(paged, "TILE_ROWS", 4)
+    monkeypatch.setattr(paged, "SCORES", 3 * 20 * 2)
+    q, k, v = torch.zeros(17, 3, 8), torch.zeros(29, 1, 8), torch.zeros(29, 1, 8)
+
+    found = list(paged.tiles(q, k, v, torch.tensor([0, 11, 17]), torch.tensor([9, 20])))
+
+    held = [tile.mask.numel() for tile in found]
+    assert held == sorted(held, reverse=True)
+    assert [len(tile.k) for tile in found] == [20, 18, 16, 9, 6, 2]
+    assert max(held) * 3 <= 3 * 20 * 2
+    assert sorted(row for tile in found for row in range(tile.rows.start, tile.rows.stop)) == list(range(17))
+
+
 def test_only_rows_without_keys_get_minus_infinity() -> None:
     """An lse of exactly 0 is the CPU operator's mark of such a row, and a value like any other elsewhere."""
     inputs = batch([1, 1], [1, 0], 1)

@@ -51,7 +51,7 @@ def close(actual: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
 def test_adapters_agree_with_the_definition(
     entries: list[naive.Entry], dtype: torch.dtype, tile_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("refgrid_groundtruth.grouped"), "TILE_ROWS", tile_rows)
+    monkeypatch.setattr(importlib.import_module("refgrid_groundtruth.paged"), "TILE_ROWS", tile_rows)
     monkeypatch.setattr(importlib.import_module("refgrid_groundtruth.oracle.grouped"), "SCORES", 60 * tile_rows)
     inputs = drawn(entries, dtype)
     output, lse = expected(inputs, entries)

@@ -8,19 +8,33 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-TILE_ROWS = 512  # queries handed over at once: bounds the scores of eager attention and the masks
+# Queries handed over at once, and scores of all heads: eager attention holds them five times, in ten bytes each.
+TILE_ROWS, SCORES = 512, 2**27
+
+
+class Piece(NamedTuple):
+    """A sequence, or a slice of grouped attention: queries from `start` to `end`, keys from `first` to `last`.
+
+    causal: the last query sees all keys, each one before it one key less.
+    """
+
+    start: int
+    end: int
+    first: int
+    last: int
+    causal: bool
 
 
 class Tile(NamedTuple):
-    """Queries of one sequence and the keys that the last of them sees; right-aligned again, as the sequence was.
+    """Queries of one piece and the keys that the last of them sees; right-aligned again, as the piece was.
 
     rows: their place in q; q [rows, num_qo_heads, head_dim]; k, v [keys, num_kv_heads, head_dim], keys may be 0; mask
     [rows, keys] in q's dtype, to be added to the scores.
     """
 
-    sequence: int
+    number: int
     rows: slice
     q: torch.Tensor
     k: torch.Tensor
@@ -64,12 +78,31 @@ def sees_no_key(qo_indptr: torch.Tensor, kv_len: torch.Tensor) -> torch.Tensor:
 def tiles(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, qo_indptr: torch.Tensor, kv_len: torch.Tensor
 ) -> Iterator[Tile]:
-    """All queries, sequence by sequence; k, v [sum of kv_len, num_kv_heads, head_dim] are gathered already."""
-    kv = [0, *kv_len.cumsum(0).tolist()]
-    for sequence, (start, end) in enumerate(pairwise(qo_indptr.tolist())):
-        for first in range(start, end, TILE_ROWS):
-            last = min(first + TILE_ROWS, end)
-            seen = max(kv[sequence + 1] - kv[sequence] - (end - last), 0)
-            keys, rows = slice(kv[sequence], kv[sequence] + seen), slice(first, last)
-            mask = q.new_full((last - first, seen), float("-inf")).triu(seen - (last - first) + 1)
-            yield Tile(sequence, rows, q[rows], k[keys], v[keys], mask)
+    """All queries of all sequences; k, v [sum of kv_len, num_kv_heads, head_dim] are gathered already."""
+    queries, keys = pairwise(qo_indptr.tolist()), pairwise([0, *kv_len.cumsum(0).tolist()])
+    return tiles_of(q, k, v, [Piece(*rows, *seen, True) for rows, seen in zip(queries, keys, strict=True)])
+
+
+def tiles_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: Iterable[Piece]) -> Iterator[Tile]:
+    """All queries of all pieces, some of one piece at a time, those with most keys first.
+
+    In their own order each tile of a causal piece would need a little more memory than the last one has left, and a
+    GPU's allocator would keep all of it; what the largest leaves is enough for every other.
+    """
+    cut = [each for number, piece in enumerate(pieces) for each in _cut(number, piece, q.shape[1])]
+    for number, rows, keys, causal in sorted(cut, key=lambda tile: tile[2].start - tile[2].stop):
+        count, seen = rows.stop - rows.start, keys.stop - keys.start
+        mask = q.new_zeros(count, seen)
+        if causal:
+            mask = torch.full_like(mask, float("-inf")).triu(seen - count + 1)
+        yield Tile(number, rows, q[rows], k[keys], v[keys], mask)
+
+
+def _cut(number: int, piece: Piece, heads: int) -> Iterator[tuple[int, slice, slice, bool]]:
+    """The rows of a piece, some at a time, with the keys that the last of them sees."""
+    start, end, first, last, causal = piece
+    step = max(1, min(TILE_ROWS, SCORES // max(1, heads * (last - first))))
+    for row in range(start, end, step):
+        rows = slice(row, min(row + step, end))
+        seen = max(last - first - (end - rows.stop), 0) if causal else last - first
+        yield number, rows, slice(first, first + seen), causal

@@ -137,7 +137,7 @@ class Controller:
 
     def _death_of(self, worker: str, case: Case) -> tuple[Verdict, str]:
         told = self._deaths.get(worker, (Verdict.CRASH, f"the worker crashed before it could say why [{worker}]"))
-        return self._grid.expected.revise(case.name, *told)
+        return self._grid.expected.revise(case.name, case.seed, *told)
 
     @property
     def nobody_is_left(self) -> bool:

@@ -205,7 +205,7 @@ class Worker:
         assert case is not None
         before = f"{outcome['verdict']}: {outcome['reason']}".rstrip(": ")
         reason = told_loss(self._fault, before)
-        verdict, reason = self._grid.expected.revise(case.name, Verdict.CRASH, reason)
+        verdict, reason = self._grid.expected.revise(case.name, case.seed, Verdict.CRASH, reason)
         outcome.update(verdict=verdict.value, reason=reason)
         colour(report, item, outcome)
 

@@ -9,7 +9,8 @@ import math
 
 import torch
 
-from refgrid_groundtruth.grouped import Slice, sees_no_key, slices, tiles
+from refgrid_groundtruth.grouped import sees_no_key, slices
+from refgrid_groundtruth.paged import Piece, tiles_of
 from refgrid_groundtruth.torch.gqa import attend_on_cuda, attend_tiles
 
 
@@ -37,13 +38,13 @@ def _on_cpu(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    pieces: list[Slice],
+    pieces: list[Piece],
     sm_scale: float,
     output: torch.Tensor,
     lse: torch.Tensor,
 ) -> None:
     """Into output, and into lse in base e; a query without keys has a marker of 0 there, see `attend_tiles`."""
-    own = list(tiles(q, k, v, pieces))
+    own = list(tiles_of(q, k, v, pieces))
     out, log = attend_tiles(q, own, sm_scale)
     for tile in own:
         no_key = tile.mask.isneginf().all(dim=1, keepdim=True) & (log[tile.rows] == 0)
@@ -54,7 +55,7 @@ def _on_cuda(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    pieces: list[Slice],
+    pieces: list[Piece],
     sm_scale: float,
     output: torch.Tensor,
     lse: torch.Tensor,

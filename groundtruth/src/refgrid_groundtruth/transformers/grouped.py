@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from refgrid_groundtruth import Unavailable
-from refgrid_groundtruth.grouped import blind_rows, slices, tiles
+from refgrid_groundtruth.grouped import blind_rows, slices
+from refgrid_groundtruth.paged import tiles_of
 from refgrid_groundtruth.transformers.gqa import Layer, eager_attention
 
 
@@ -36,6 +37,6 @@ def gqa_grouped(
             )
             raise Unavailable("unsupported", f"{reason} for a row that sees no key")
     layer, output = Layer(q.shape[1] // k.shape[1]), torch.zeros_like(q)
-    for tile in tiles(q, k, v, pieces):
+    for tile in tiles_of(q, k, v, pieces):
         output[tile.rows] = eager_attention(layer, tile, sm_scale)
     return {"output": output}
