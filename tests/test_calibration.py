@@ -77,7 +77,7 @@ def test_a_truth_that_breaks_the_three_way_bound_is_told() -> None:
 
     assert not row.keeps_three_way
     assert row.atol == 4e-3
-    assert "**0.0005**" in report([], [row])
+    assert "**0.0005**" in report([], [row], dataset())
 
 
 def test_no_row_is_looser_than_the_ceiling_and_what_needs_more_is_a_failure() -> None:
@@ -156,7 +156,7 @@ def test_the_committed_table_follows_from_the_committed_measurements() -> None:
     assert [row.to_dict() for row in found] == told
     assert failures(found) == []
     assert (
-        report(measurements(ROOT / "results/calibration"), found)
+        report(measurements(ROOT / "results/calibration"), found, dataset())
         == (ROOT / "results/calibration/report.md").read_text()
     )
 

@@ -155,7 +155,9 @@ class Keys:
         return _short([_WORKLOAD.dump_python(workload, mode="json"), [_content(self._dataset.root / p) for p in paths]])
 
     def _expectation(self, case: Case) -> str:
-        covering = [entry.model_dump(mode="json") for entry in self._expected.entries if entry.covers(case.name, case.seed)]
+        covering = [
+            entry.model_dump(mode="json") for entry in self._expected.entries if entry.covers(case.name, case.seed)
+        ]
         return _short(covering) if covering else NONE
 
 

@@ -25,7 +25,7 @@ def broken(measurement: Mapping[str, Any]) -> list[str]:
     for place, told in measurement["absent"].items():
         source, _, case = place.partition(", ")
         if Verdict(told.partition(":")[0]).colour == "red":
-            red[source, _op(case, ops)].append(f"{case}: {told}")
+            red[source, op_of_case(case, ops)].append(f"{case}: {told}")
     name = measurement["environment"]["name"]
     return [
         f"{source}, {op} ({name}): gave nothing in {_draws(len(found))}, such as {found[0]}"
@@ -33,7 +33,7 @@ def broken(measurement: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _op(case: str, ops: Iterable[str]) -> str:
+def op_of_case(case: str, ops: Iterable[str]) -> str:
     """As `op_of` finds it: the longest that begins the definition's name, and so the case's."""
     return max((op for op in ops if case.startswith((f"{op}_", f"{op}-"))), key=len, default=case)
 

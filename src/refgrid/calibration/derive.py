@@ -9,7 +9,7 @@ calibration, not a looser row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,14 +59,14 @@ class Row:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def derived(measurement: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of one environment's measurement."""
+def derived(measurement: Mapping[str, Any], left: Collection[tuple[str, str]] = ()) -> Iterator[Row]:
+    """The rows of one environment's measurement, but for those ops and truths that are left out."""
     environment = measurement["environment"]
     found = {
         tuple(row[name] for name in ("op", "dtype", "output", "who", "against")): row for row in measurement["measured"]
     }
     for (op, dtype, output, who, against), pair in found.items():
-        if who != REFERENCE or against == FLOAT64:
+        if who != REFERENCE or against == FLOAT64 or (op, against) in left:
             continue
         parties = [found[op, dtype, output, each, FLOAT64] for each in (REFERENCE, FORMULA, against)]
         truth = f"{against} on {environment['device']}"

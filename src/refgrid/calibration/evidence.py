@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from refgrid.calibration.derive import Row, rounded_up
@@ -77,15 +77,15 @@ def _take(
     *,
     own: bool,
 ) -> None:
-    """Another tolerance than this truth's was that of the other side, which says nothing of this one."""
+    """Where two truths disagree, another tolerance than this one's was that of the other, which says nothing of it."""
     truth, op, dtype, output = key
     allowed = uncalibrated(op, dtype, output, truth)
-    if (float(comparison["atol"]), float(comparison["rtol"])) != (allowed.atol, allowed.rtol):
+    atol, rtol, share = (float(comparison[name]) for name in ("atol", "rtol", "headroom"))
+    if (atol, rtol) != (allowed.atol, allowed.rtol) and not (own and atol <= allowed.atol and rtol <= allowed.rtol):
         return
-    share = float(comparison["headroom"])
     kept = found[key]
-    kept.atol = max(kept.atol, min(float(comparison["max_abs_error"]), share * allowed.atol))
-    kept.headroom = max(kept.headroom, share)
+    kept.atol = max(kept.atol, min(float(comparison["max_abs_error"]), share * atol))
+    kept.headroom = max(kept.headroom, share * max(atol / allowed.atol, rtol / allowed.rtol))
     kept.comparisons += 1
     kept.own = kept.own or own
     gpu = run.header.environment.gpu or run.header.environment.device
@@ -97,13 +97,33 @@ def tightened(found: Mapping[tuple[str, str, str, str], Seen]) -> Iterator[Row]:
     for key, each in sorted(found.items()):
         truth, op, dtype, output = key
         allowed = uncalibrated(op, dtype, output, truth)
-        atol, rtol = rounded_up(MARGIN * each.atol), allowed.rtol
-        if dtype in ("float32", "float64"):  # nothing is rounded to less, so rtol shrinks alike
-            atol = rounded_up(max(MARGIN * each.headroom * allowed.atol, UNIT[dtype] / 1000))
-            rtol = min(allowed.rtol, max(rounded_up(MARGIN * each.headroom * allowed.rtol), least_rtol(dtype)))
-        if each.own and 0 < atol <= WORTH * allowed.atol:
+        proven = _proven(key, each)
+        if each.own and 0 < proven.atol <= WORTH * allowed.atol:
             told = f"{each.comparisons} comparisons in {', '.join(sorted(each.runs))}"
-            yield Row(*key, atol, rtol, None, each.atol, None, None, None, allowed.atol, told)
+            yield Row(*key, proven.atol, proven.rtol, None, each.atol, None, None, None, allowed.atol, told)
+
+
+def widened(row: Row, each: Seen | None) -> Row:
+    """A row of draws, which are small, made as wide as records of all sizes need; never wider than tolerance.toml."""
+    if each is None or not each.own:
+        return row
+    proven = _proven((row.truth, row.op, row.dtype, row.output), each)
+    if proven.atol <= row.atol and proven.rtol <= row.rtol:
+        return row
+    atol, rtol = max(row.atol, min(proven.atol, row.allowed)), max(row.rtol, proven.rtol)
+    told = f"{row.provenance}; as wide as {each.comparisons} comparisons in {', '.join(sorted(each.runs))} need"
+    return replace(row, atol=atol, rtol=rtol, provenance=told)
+
+
+def _proven(key: tuple[str, str, str, str], each: Seen) -> Tolerance:
+    """What the records meet with a margin."""
+    truth, op, dtype, output = key
+    allowed = uncalibrated(op, dtype, output, truth)
+    if dtype not in ("float32", "float64"):
+        return Tolerance(rounded_up(MARGIN * each.atol), allowed.rtol)
+    # Nothing is rounded to less, so rtol shrinks alike.
+    atol = rounded_up(max(MARGIN * each.headroom * allowed.atol, UNIT[dtype] / 1000))
+    return Tolerance(atol, min(allowed.rtol, max(rounded_up(MARGIN * each.headroom * allowed.rtol), least_rtol(dtype))))
 
 
 def contradicted(runs: Iterable[Run], dataset: DataSet) -> list[str]:

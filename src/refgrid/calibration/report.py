@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from refgrid.calibration.derive import Row
+from refgrid.calibration.left_out import left_out
 from refgrid.calibration.rounding import FLOAT64, REFERENCE, UNIT
+from refgrid.dataset.definition import DataSet
 
 _SUMMED = ("K", "hidden_size", "intermediate_size")  # axes whose length is that of the op's sums
 
@@ -45,13 +47,14 @@ output adds, up to the largest K of any definition, so bounds of rows do not dep
 """
 
 
-def report(measurements: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
-    """Markdown: the rows of the table first, then each environment's errors."""
+def report(measurements: Sequence[Mapping[str, Any]], rows: Sequence[Row], dataset: DataSet) -> str:
+    """Markdown: the rows of the table first, then each environment's errors and what no row follows from."""
     tighter = sum(row.atol < row.allowed for row in rows)
     parts = [_HEAD.format(tighter=tighter, all=len(rows))]
     parts += [_row(row) for row in sorted(rows, key=lambda row: (row.op, row.output, row.truth))]
     for measurement in measurements:
         parts += _measurement(measurement)
+        parts += _left_out(measurement, dataset)
     return "".join(parts)
 
 
@@ -84,6 +87,13 @@ def _measurement(measurement: Mapping[str, Any]) -> Iterator[str]:
     yield from (_party(row) for row in measurement["measured"] if row["against"] == FLOAT64)
     yield _SUMS
     yield from _sums(measurement)
+
+
+def _left_out(measurement: Mapping[str, Any], dataset: DataSet) -> Iterator[str]:
+    found = left_out(measurement, dataset)
+    if found:
+        yield "\nNo row follows from these draws:\n\n"
+    yield from (f"- {op}, {truth}: {why}\n" for (op, truth), why in sorted(found.items()))
 
 
 def _party(row: Mapping[str, Any]) -> str:

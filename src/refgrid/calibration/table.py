@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from refgrid.calibration.derive import Row, derived
-from refgrid.calibration.evidence import seen, tightened
+from refgrid.calibration.evidence import seen, tightened, widened
+from refgrid.calibration.left_out import left_out
 from refgrid.dataset.definition import DataSet
 from refgrid.records.record import read_runs
 
@@ -24,10 +25,11 @@ def measurements(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows(measured: Iterable[dict[str, Any]], results: Path, dataset: DataSet) -> list[Row]:
-    """What calibration measured, and where it has not, what committed records prove."""
-    found = {_key(row): row for measurement in measured for row in derived(measurement)}
-    runs = [run for run in read_runs(results) if run.file.parent == results]
-    return sorted({**{_key(row): row for row in tightened(seen(runs, dataset))}, **found}.values(), key=_key)
+    """What calibration measured, no tighter than committed records need; where it has not, what these prove."""
+    proven = seen([run for run in read_runs(results) if run.file.parent == results], dataset)
+    drawn = [row for measurement in measured for row in derived(measurement, left_out(measurement, dataset))]
+    found = {_key(row): row for row in tightened(proven)}
+    return sorted({**found, **{_key(row): widened(row, proven.get(_key(row))) for row in drawn}}.values(), key=_key)
 
 
 def write(found: Sequence[Row], file: Path) -> None:

@@ -96,9 +96,10 @@ def _derive(measured: list[dict[str, Any]], results: Path, dataset: Path) -> boo
     from refgrid.dataset.definition import load_dataset
     from refgrid.proving.tolerance import CALIBRATED
 
-    found = rows(measured, results, load_dataset(dataset.resolve()))
+    data = load_dataset(dataset.resolve())
+    found = rows(measured, results, data)
     told = results / "calibration" / "report.md"
-    told.write_text(report(measured, found), encoding="utf-8")
+    told.write_text(report(measured, found, data), encoding="utf-8")
     write(found, CALIBRATED)
     click.echo(f"written: {CALIBRATED.name} with {len(found)} rows, {told}")
     beyond = failures(found)
