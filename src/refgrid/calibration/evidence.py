@@ -24,10 +24,11 @@ WORTH = 0.8  # of what is allowed: a row that is hardly tighter is not written
 
 @dataclass
 class Seen:
-    """The most that records need of one truth and output: atol with rtol as it is, and headroom."""
+    """The most that records need of one truth and output: atol with rtol as it is, headroom, and of a row's norm."""
 
     atol: float = 0.0
     headroom: float = 0.0
+    row: float = 0.0
     comparisons: int = 0
     own: bool = False  # compared with the reference; otherwise others disagreed about an output that it may not give
     runs: set[str] = field(default_factory=set)
@@ -86,6 +87,8 @@ def _take(
     kept = found[key]
     kept.atol = max(kept.atol, min(float(comparison["max_abs_error"]), share * atol))
     kept.headroom = max(kept.headroom, share * max(atol / allowed.atol, rtol / allowed.rtol))
+    if own and comparison.get("rows"):
+        kept.row = max(kept.row, float(comparison["rows"]["error"]))
     kept.comparisons += 1
     kept.own = kept.own or own
     gpu = run.header.environment.gpu or run.header.environment.device
@@ -108,11 +111,12 @@ def widened(row: Row, each: Seen | None) -> Row:
     if each is None or not each.own:
         return row
     proven = _proven((row.truth, row.op, row.dtype, row.output), each)
-    if proven.atol <= row.atol and proven.rtol <= row.rtol:
-        return row
+    row_norm = None if row.row_norm is None else max(row.row_norm, rounded_up(MARGIN * each.row))
     atol, rtol = max(row.atol, min(proven.atol, row.allowed)), max(row.rtol, proven.rtol)
+    if (atol, rtol, row_norm) == (row.atol, row.rtol, row.row_norm):
+        return row
     told = f"{row.provenance}; as wide as {each.comparisons} comparisons in {', '.join(sorted(each.runs))} need"
-    return replace(row, atol=atol, rtol=rtol, provenance=told)
+    return replace(row, atol=atol, rtol=rtol, row_norm=row_norm, provenance=told)
 
 
 def _proven(key: tuple[str, str, str, str], each: Seen) -> Tolerance:
