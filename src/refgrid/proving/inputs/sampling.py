@@ -12,6 +12,7 @@ cuts between nearly equal tokens, far apart for a float32, which a sampler of fe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -108,10 +109,13 @@ def probs(drawing: Drawing, name: str) -> Value:
     batch_size, vocab_size = drawing.shape(name)
     generator = drawing.generator(name)
     drawn = torch.empty(batch_size, vocab_size, dtype=drawing.float_dtype(name))
+    laws: dict[Callable[[int], torch.Tensor], torch.Tensor] = {}  # a batch has few, and each is as long as a row
     for i, row in enumerate(_batch(drawing, batch_size, vocab_size)):
-        weights = row.weights(vocab_size)
+        if row.weights not in laws:
+            weights = row.weights(vocab_size)
+            laws[row.weights] = (weights.double() / int(weights.sum())).to(drawn.dtype)
         order = torch.randperm(vocab_size, generator=generator)
-        drawn[i] = (weights.double() / int(weights.sum()))[order]
+        torch.index_select(laws[row.weights], 0, order, out=drawn[i])
     return drawing.place(name, drawn)
 
 
@@ -129,6 +133,7 @@ def top_p(drawing: Drawing, name: str) -> Value:
     return drawing.place(name, torch.tensor(drawn, dtype=drawing.dtype(name)))
 
 
+@cache
 def inside(row: Row, vocab_size: int, *, filtered: bool) -> float:
     """The row's top_p, moved to the middle of the mass that reaches it where it lies in an outer quarter of that."""
     if not 0 < row.top_p < 1:
@@ -153,4 +158,4 @@ def _batch(drawing: Drawing, batch_size: int, vocab_size: int) -> list[Row]:
 
 
 def _then_ones(first: list[int], vocab_size: int) -> torch.Tensor:
-    return torch.tensor((first + [1] * vocab_size)[:vocab_size])
+    return torch.cat([torch.tensor(first), torch.ones(vocab_size, dtype=torch.int64)])[:vocab_size]
