@@ -50,6 +50,19 @@ def test_only_a_match_and_what_the_key_decides_stand(tmp_path: Path, verdict: Ve
     assert bool(found) is (verdict.value in decided)
 
 
+def test_the_evidence_against_a_sampler_is_not_taken_for_that_of_another_run(tmp_path: Path) -> None:
+    """Every match of a sampler with a law has it among its numbers; without them all would run each time."""
+    record(tmp_path, 10, Verdict.MATCH, comparisons=({"output": "samples", "evidence": {"nats": -0.3}},))
+
+    assert stands(tmp_path)["table"].run == "run10"
+
+
+def test_what_took_its_evidence_from_another_run_is_none_itself(tmp_path: Path) -> None:
+    record(tmp_path, 10, Verdict.MISSING, "not installed", evidence="0123456789ab")
+
+    assert stands(tmp_path) == {}
+
+
 def test_a_cached_outcome_is_told_from_what_it_was_measured_as(tmp_path: Path) -> None:
     record(tmp_path, 10, Verdict.MISSING, "not installed")
     record(tmp_path / "green", 11, Verdict.MATCH, "lse: not given")

@@ -27,6 +27,7 @@ _LACK = " are free for this worker"  # how refgrid.dataset.memory ends the reaso
 _KEY = re.compile(rb'"key": ?"([0-9a-f]+)"')
 _TOLERANCE = re.compile(rb'"tolerance": ?"([^"]*)"')
 _RUN = re.compile(rb'^\{"type": ?"run"')
+_TAKEN = re.compile(rb'"evidence": ?"')  # a run's name; the evidence against a sampler is a number
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _lines(file: Path) -> list[bytes]:
 def _may_be_wanted(line: bytes, wanted: Collection[bytes] | None, tolerance: bytes) -> bool:
     """What took its evidence from another run is none itself."""
     key = _KEY.search(line)
-    if key is None or b'"evidence":' in line:
+    if key is None or _TAKEN.search(line):
         return False
     return wanted is None or key[1] in wanted or _other(line, tolerance)
 
