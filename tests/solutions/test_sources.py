@@ -159,3 +159,16 @@ def test_an_edit_of_its_backend_makes_a_source_run_again(name: str) -> None:
     assert ("refgrid_solutions.grouped_attention.backends.fa3" in reached) == (name == "grouped-fa3")
     assert "refgrid_solutions.grouped_attention.backends.naive" not in reached
     assert name in told.row
+
+
+def test_what_has_changed_is_told_without_torch() -> None:
+    """`nox -s matrix` asks this of every source before it knows whether anything is to run; torch takes seconds."""
+    program = f"""
+import sys
+from refgrid_solutions import sources
+assert [sources.origin(source.name, {OP!r}).modules[-1] for source in sources.SOURCES]
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,10 +94,14 @@ def adapter(source_name: str, op: str, device: str) -> Callable[..., dict[str, t
 
 
 def origin(source_name: str, op: str) -> Origin:
-    """Where a source comes from, to tell whether it has changed; a backend is loaded by name, so it is named here."""
+    """Where a source comes from, to tell whether it has changed; a backend is loaded by name, so it is named here.
+
+    Found by its path: looking it up by name would import the package, and torch with it.
+    """
     source = _source(source_name, op)
     module = _module(source.backend)
-    own = (module,) if importlib.util.find_spec(module) else ()
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    own = (module,) if path.is_dir() or path.with_suffix(".py").is_file() else ()
     return Origin((__name__, f"{_PACKAGE}.interface", *own), repr(source))
 
 
