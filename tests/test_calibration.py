@@ -171,6 +171,16 @@ def test_a_row_of_small_draws_is_as_wide_as_records_of_all_sizes_need(proven: Se
     assert ("need" in told.provenance) == (found != Tolerance(1e-3, 1e-2, row_norm=4e-3))
 
 
+def test_what_a_calibrated_row_let_match_does_not_make_it_wider_each_time() -> None:
+    row = derive(reference=(1e-3, 0), formula=(0, 0), own=(0, 0), pair=(1e-3, 5e-4))
+
+    once = widened(row, Seen(met_atol=2.5e-3, met_rtol=9e-3, own=True))
+    again = widened(row, Seen(met_atol=once.atol, met_rtol=once.rtol, own=True))
+
+    assert (once.atol, once.rtol) == (3e-3, 1e-2)  # rounded up, not doubled
+    assert (again.atol, again.rtol) == (once.atol, once.rtol)
+
+
 def test_a_bound_of_rows_that_is_kept_by_hand_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refgrid.calibration.derive.uncalibrated", lambda *_: Tolerance(8e-3, 1e-2, row_norm=0.1))
 

@@ -29,6 +29,8 @@ class Seen:
     atol: float = 0.0
     headroom: float = 0.0
     row: float = 0.0
+    met_atol: float = 0.0  # of what matched under a calibrated row
+    met_rtol: float = 0.0
     comparisons: int = 0
     own: bool = False  # compared with the reference; otherwise others disagreed about an output that it may not give
     runs: set[str] = field(default_factory=set)
@@ -78,15 +80,21 @@ def _take(
     *,
     own: bool,
 ) -> None:
-    """Where two truths disagree, another tolerance than this one's was that of the other, which says nothing of it."""
+    """Where two truths disagree, another tolerance than this one's limit was that of the other, and tells nothing.
+
+    What a calibrated row let match is no more than that row, and is kept apart: doubled, it would grow each time.
+    """
     truth, op, dtype, output = key
     allowed = uncalibrated(op, dtype, output, truth)
     atol, rtol, share = (float(comparison[name]) for name in ("atol", "rtol", "headroom"))
-    if (atol, rtol) != (allowed.atol, allowed.rtol) and not (own and atol <= allowed.atol and rtol <= allowed.rtol):
+    under_its_limit = (atol, rtol) == (allowed.atol, allowed.rtol)
+    if not (under_its_limit or own):
         return
-    kept = found[key]
-    kept.atol = max(kept.atol, min(float(comparison["max_abs_error"]), share * atol))
-    kept.headroom = max(kept.headroom, share * max(atol / allowed.atol, rtol / allowed.rtol))
+    kept, most = found[key], min(float(comparison["max_abs_error"]), share * atol)
+    if under_its_limit:
+        kept.atol, kept.headroom = max(kept.atol, most), max(kept.headroom, share)
+    else:
+        kept.met_atol, kept.met_rtol = max(kept.met_atol, most), max(kept.met_rtol, share * rtol)
     if own and comparison.get("rows"):
         kept.row = max(kept.row, float(comparison["rows"]["error"]))
     kept.comparisons += 1
@@ -112,7 +120,9 @@ def widened(row: Row, each: Seen | None) -> Row:
         return row
     proven = _proven((row.truth, row.op, row.dtype, row.output), each)
     row_norm = None if row.row_norm is None else max(row.row_norm, rounded_up(MARGIN * each.row))
-    atol, rtol = max(row.atol, min(proven.atol, row.allowed)), max(row.rtol, proven.rtol)
+    atol = max(row.atol, min(max(proven.atol, rounded_up(each.met_atol)), row.allowed))
+    most = uncalibrated(row.op, row.dtype, row.output, row.truth).rtol
+    rtol = max(row.rtol, min(max(proven.rtol, rounded_up(each.met_rtol)), most))
     if (atol, rtol, row_norm) == (row.atol, row.rtol, row.row_norm):
         return row
     told = f"{row.provenance}; as wide as {each.comparisons} comparisons in {', '.join(sorted(each.runs))} need"
