@@ -40,6 +40,7 @@ class Bench:
         self.referee: Any = lambda x: {"y": x * 2}
         self.kernels: Mapping[str, str] = {}
         self.hashes: Mapping[str, str] = {}
+        self.outliers: frozenset[str] = frozenset()
 
     def prove(self, check: Any, source: str | None = None, **truths: Truth) -> Proof:
         def adapter(name: str, _op: str, _device: str) -> Any:
@@ -66,6 +67,7 @@ class Bench:
             self.prove(check, source, **truths)
         assert caught.value.verdict is Verdict.MISMATCH
         assert caught.value.comparisons
+        self.outliers = caught.value.outliers
         return caught.value.reason
 
 
@@ -81,6 +83,7 @@ def test_the_outlier_of_two_sources_is_named_with_its_error_and_the_factor(bench
     assert "coarse against fine" in told
     assert "coarse's y is 0.00098 from float64, fine's 9.5e-07: 1.02e+03 times further" in told
     assert told.endswith("beyond its tolerance: coarse")
+    assert bench.outliers == {"coarse"}
 
 
 def test_the_outlier_is_named_when_it_is_the_one_that_all_others_are_held_against(bench: Bench) -> None:
@@ -103,6 +106,7 @@ def test_sources_that_agree_and_are_off_together_are_a_mismatch(bench: Bench) ->
 
     assert told.startswith("the sources agree with each other, but")
     assert "equally far; none is within its tolerance of it" in told
+    assert bench.outliers == {"one", "two"}
 
 
 def test_a_wrong_library_leaves_a_right_reference_red_and_takes_the_blame(bench: Bench) -> None:
@@ -155,6 +159,7 @@ def test_without_a_formula_the_mismatch_stays_and_says_so(bench: Bench) -> None:
     told = bench.refuted("agreement", one=exactly, two=off_by(1.0))
 
     assert told.endswith("no word from float64: NoReferee: no float64 formula of double")
+    assert bench.outliers == set()
     assert bench.prove("agreement", one=exactly, two=exactly).comparisons
 
 
@@ -220,13 +225,14 @@ def test_each_source_is_judged_by_its_own_tolerance() -> None:
     exact = {"y": torch.zeros(3, dtype=torch.float64)}
     sides = {"coarse": {"y": torch.full((3,), 1e-2)}, "fine": {"y": torch.full((3,), 1e-3)}}
 
-    told = settle(["y"], sides, exact, lambda side, _: Tolerance(0.1 if side == "coarse" else 1e-4, 0.0))
+    told, outliers = settle(["y"], sides, exact, lambda side, _: Tolerance(0.1 if side == "coarse" else 1e-4, 0.0))
 
     assert told.endswith("10 times further; beyond its tolerance: fine")
+    assert outliers == {"fine"}
 
 
 def test_an_output_that_float64_gives_in_another_form_is_left_out() -> None:
     law = {"samples": torch.ones(2, 5, dtype=torch.float64)}
     sides = {"one": {"samples": torch.tensor([1, 2])}, "two": {"samples": torch.tensor([1, 3])}}
 
-    assert settle(["samples"], sides, law, lambda *_: Tolerance(0.0, 0.0)) == ""
+    assert settle(["samples"], sides, law, lambda *_: Tolerance(0.0, 0.0)) == ("", frozenset())

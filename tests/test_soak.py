@@ -234,6 +234,31 @@ def test_a_known_failure_is_known_of_every_seed(project: Project) -> None:
     assert len(numerics(found)) == 2
 
 
+@pytest.mark.parametrize(
+    ("reference", "truth", "verdict"),
+    [
+        pytest.param("return x * 2", "return x * 3", Verdict.EXPECTED, id="the library, as is known"),
+        pytest.param("return x * 3", "return x + x", Verdict.MISMATCH, id="the reference"),
+    ],
+)
+def test_a_known_failure_of_a_source_excuses_nobody_else(
+    project: Project, reference: str, truth: str, verdict: Verdict
+) -> None:
+    """Float64 says who is off."""
+    project.reference(reference, 1)
+    project.truth(double=truth.replace("return ", 'return {"y": ') + "}")
+    with (project.root / "provider.py").open("a") as provider:
+        provider.write('\ndef referee(op, device):\n    return lambda x: {"y": x.double() * 2}\n')
+    (project.root / "ci").mkdir()
+    blamed = 'outlier = "sum"\nother_seeds = ["double_n4-b1-sum"]\n'
+    (project.root / "ci" / "expected_failures.toml").write_text(KNOWN + blamed)
+
+    project.run("--seed", "1", "--seeds", "2")
+
+    (found,) = soak_runs(project)
+    assert [each.verdict for each in numerics(found).values()] == [verdict] * 2
+
+
 def test_a_soak_runs_all_again_and_leaves_nothing_to_others(project: Project) -> None:
     for _ in range(2):
         project.run("--seeds", "2", "--results", "results/local")

@@ -154,7 +154,7 @@ def _outcome(
     if error is not None:
         verdict, reason = judge(error)
         comparisons = getattr(error, "comparisons", ())
-    verdict, reason = expected.revise(case.name, case.seed, verdict, reason)
+    verdict, reason = expected.revise(case.name, case.seed, verdict, reason, getattr(error, "outliers", ()))
     shrunk = found.get("shrunk", {})
     if shrunk:
         reason = "; ".join(part for part in (reason, CUT.format(told_changes(shrunk))) if part)

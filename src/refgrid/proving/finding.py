@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from refgrid.dataset.definition import DefinitionError
@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 
 
 class Finding(AssertionError):
-    """A case did not match: its verdict, the reason in one line, what was measured, and a report of several lines."""
+    """A case did not match: its verdict, the reason in one line, what was measured, and a report of several lines.
 
-    def __init__(self, verdict: Verdict, reason: str, comparisons: Sequence[Comparison] = (), report: str = "") -> None:
+    `outliers` are the sides of which float64 says that they are the ones that are off, by the names of their sources.
+    """
+
+    def __init__(
+        self,
+        verdict: Verdict,
+        reason: str,
+        comparisons: Sequence[Comparison] = (),
+        report: str = "",
+        outliers: Collection[str] = (),
+    ) -> None:
         super().__init__(reason)
         self.verdict, self.reason, self.comparisons, self.report = verdict, reason, tuple(comparisons), report
+        self.outliers = frozenset(outliers)
 
 
 def judge(error: BaseException) -> tuple[Verdict, str]:

@@ -17,7 +17,7 @@ from refgrid.proving.determinism import Side, demand_deterministic, repeat
 from refgrid.proving.diagnosis import told_of
 from refgrid.proving.finding import Finding, judge
 from refgrid.proving.forms import compare_in_form, form_of, is_law
-from refgrid.proving.referee import Bound, off_from, settle
+from refgrid.proving.referee import Bound, Ruling, off_from, settle
 from refgrid.proving.tolerance import Tolerance, looser, tolerance_for
 from refgrid.proving.workbench import Laid, Tensors, Workbench, demand_dtypes, demand_shapes
 from refgrid.records.record import Verdict
@@ -174,20 +174,19 @@ class Prover:
             exact = self._bench.referee(bench)
             off = off_from(truths, exact, bound)
             if off:
-                told = settle(list(dict.fromkeys(each.output for each in off)), truths, exact, bound)
-                raise Finding(
-                    Verdict.MISMATCH, f"the sources agree with each other, but {told} [{case.definition}]", off
-                )
+                told, outliers = settle(list(dict.fromkeys(each.output for each in off)), truths, exact, bound)
+                reason = f"the sources agree with each other, but {told} [{case.definition}]"
+                raise Finding(Verdict.MISMATCH, reason, off, outliers=outliers)
 
     def _refereed(self, found: Finding, bench: Laid, sides: Mapping[str, Tensors], bound: Bound) -> Finding:
         """The mismatch, and what float64 says of it; it stays one, whoever is further off."""
         outputs = list(dict.fromkeys(each.output for each in found.comparisons if not each.matches))
         try:
-            told = settle(outputs, sides, self._bench.referee(bench), bound)
+            told, outliers = settle(outputs, sides, self._bench.referee(bench), bound)
         except Exception as error:  # noqa: BLE001 - a referee that fails must not hide what was found
-            told = f"no word from float64: {judge(error)[1]}"
+            told, outliers = Ruling(f"no word from float64: {judge(error)[1]}", frozenset())
         reason = "; ".join(part for part in (found.reason, told) if part)
-        return Finding(found.verdict, reason, found.comparisons, found.report)
+        return Finding(found.verdict, reason, found.comparisons, found.report, outliers)
 
     def _bound_of(self, case: Case, tolerance: Tolerance | None) -> Bound:
         """A side's own tolerance, or what replaces the table."""
@@ -214,7 +213,7 @@ class Prover:
             notes.update(dict.fromkeys(told))
         verdict = Verdict.NONDETERMINISTIC if Verdict.NONDETERMINISTIC in verdicts else found.verdict
         reason, report = "; ".join([found.reason, *notes]), "\n".join(filter(None, [found.report, "; ".join(notes)]))
-        return Finding(verdict, reason, found.comparisons, report)
+        return Finding(verdict, reason, found.comparisons, report, found.outliers)
 
     def _side(self, bench: Laid, case: Case, source: str, truth: Tensors) -> Side:
         return Side(source, truth, lambda: self._bench.call_truth(bench, case, source))

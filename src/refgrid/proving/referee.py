@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -13,15 +14,22 @@ from refgrid.proving.tolerance import Tolerance
 Bound = Callable[[str, str], Tolerance]  # of a side's name and an output: how far it may be from the truth
 
 
+class Ruling(NamedTuple):
+    """What float64 says, in words that are empty where it says nothing, and the sides beyond their tolerance of it."""
+
+    told: str
+    outliers: frozenset[str]
+
+
 def settle(
     outputs: Collection[str],
     sides: Mapping[str, Mapping[str, torch.Tensor]],
     exact: Mapping[str, torch.Tensor],
     bound: Bound,
-) -> str:
-    """What float64 says of outputs in which sides disagree; empty where it says nothing of any."""
-    told = (_told(name, given, exact[name], bound) for name in outputs if (given := _giving(name, sides, exact)))
-    return "; ".join(told)
+) -> Ruling:
+    """What float64 says of outputs in which sides disagree."""
+    rulings = [_rule(name, given, exact[name], bound) for name in outputs if (given := _giving(name, sides, exact))]
+    return Ruling("; ".join(each.told for each in rulings), frozenset().union(*(each.outliers for each in rulings)))
 
 
 def off_from(
@@ -47,7 +55,7 @@ def _giving(
     return given if fits else {}
 
 
-def _told(name: str, given: Mapping[str, torch.Tensor], exact: torch.Tensor, bound: Bound) -> str:
+def _rule(name: str, given: Mapping[str, torch.Tensor], exact: torch.Tensor, bound: Bound) -> Ruling:
     """The furthest first, by how much further it is than the nearest, and who is beyond the tolerance."""
     errors = {side: _error(tensor, exact) for side, tensor in given.items()}
     ranked = sorted(errors, key=lambda side: -errors[side])
@@ -56,7 +64,8 @@ def _told(name: str, given: Mapping[str, torch.Tensor], exact: torch.Tensor, bou
     words += [f"{side}'s {errors[side]:.2g}" for side in others]
     held = {side: compare(name, given[side], exact.to(given[side].dtype), bound(side, name)) for side in ranked}
     beyond = [side for side in ranked if not held[side].matches]
-    return f"{', '.join(words)}: {_factor(errors[first], errors[ranked[-1]])}{_beyond(beyond, ranked)}"
+    told = f"{', '.join(words)}: {_factor(errors[first], errors[ranked[-1]])}{_beyond(beyond, ranked)}"
+    return Ruling(told, frozenset(beyond))
 
 
 def _factor(most: float, least: float) -> str:
