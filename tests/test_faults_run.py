@@ -139,18 +139,30 @@ def test_gpus_that_are_not_there_are_said(fleet: Fleet, visible: str, told: str)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
 
 
+LAGGING = """import os, time
+
+def pytest_runtest_logreport(report):
+    if "PYTEST_XDIST_WORKER" not in os.environ: time.sleep(0.05)
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
 @pytest.mark.parametrize("workers", [("-n", "1"), ()], ids=["worker", "alone"])
 def test_a_disk_that_fills_up_in_the_middle_ends_the_run_and_says_so(fleet: Fleet, workers: tuple[str, ...]) -> None:
-    """As large as they are now is as large as files may be from now on, for the process that writes the records."""
+    """As large as they are now is as large as files may be from now on, for the process that writes the records.
+
+    It may lag behind the worker, and does here: the six cases of the first workload must be on the disk before.
+    """
     whose = "os.getppid()" if workers else "os.getpid()"
     full = f"""import glob, resource
 if x.shape[0] == 2:
     written, = glob.glob("results/**/*.jsonl", recursive=True)
+    while open(written).read().count('"type":"outcome"') < 6: time.sleep(0.01)
     size = os.path.getsize(written)
     resource.prlimit({whose}, resource.RLIMIT_FSIZE, (size, size))
 {USED}"""
     fleet.reference(full, 1, 2, 3)
+    (fleet.root / "conftest.py").write_text(LAGGING)
 
     done = fleet.run(*workers, *(CRASH_SAFE if workers else ()))
 
