@@ -22,6 +22,7 @@ TENSOR_MODULES = {
     "diagnosis.py",
     "determinism.py",
     "explanations.py",
+    "routed.py",
     "rows.py",
     "precision.py",
     "referee.py",

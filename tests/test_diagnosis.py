@@ -259,7 +259,8 @@ def test_whole_numbers_are_looked_at_too() -> None:
 
 
 def _laid(op: str, *axes: str) -> Laid:
-    definition = SimpleNamespace(outputs={"output": SimpleNamespace(shape=axes), "samples": SimpleNamespace(shape=())})
+    outputs = {"output": SimpleNamespace(shape=axes), "samples": SimpleNamespace(shape=())}
+    definition = SimpleNamespace(outputs=outputs, reference="")
     return cast(Laid, SimpleNamespace(op=op, definition=definition))
 
 

@@ -15,6 +15,7 @@ from refgrid.proving.compare import Comparison, Location, told_apart
 from refgrid.proving.explanations import LEAST, Piece, explain, within
 from refgrid.proving.finding import forget_locals, judge
 from refgrid.proving.forms import form_of
+from refgrid.proving.routed import chosen_experts, told_expert
 from refgrid.proving.tolerance import Tolerance
 from refgrid.proving.workbench import Laid
 
@@ -75,7 +76,8 @@ def told_of(
         name, short = comparison.output, ""
         if form_of(bench.op, name) is None:
             try:
-                seen = diagnose(comparison, actual[name], expected[name], bench.definition.outputs[name].shape)
+                axes = bench.definition.outputs[name].shape
+                seen = diagnose(comparison, actual[name], expected[name], axes, chosen_experts(bench))
                 short, more = seen.in_short(), seen.lines()
             except Exception as error:  # noqa: BLE001 - the verdict stands, whatever befalls those who look closer
                 forget_locals(error)
@@ -86,9 +88,16 @@ def told_of(
 
 
 def diagnose(
-    comparison: Comparison, actual: torch.Tensor, expected: torch.Tensor, axes: Sequence[str] | None = None
+    comparison: Comparison,
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    axes: Sequence[str] | None = None,
+    experts: torch.Tensor | None = None,
 ) -> Diagnosis:
-    """Look at the tensors of a comparison that did not match; `axes` name its dimensions."""
+    """Look at the tensors of a comparison that did not match; `axes` name its dimensions.
+
+    `experts` are those that each place of the first dimension goes through, where there are any.
+    """
     names = tuple(axes or (f"dim {i}" for i in range(actual.ndim)))
     tolerance = Tolerance(comparison.atol, comparison.rtol)
     with torch.no_grad():
@@ -97,8 +106,11 @@ def diagnose(
         wrong = ~within(a, e, tolerance)
         whole_rows = comparison.rows is not None and not comparison.rows.within and int(wrong.sum()) < LEAST
         piece = Piece(a, e, a != e if whole_rows else wrong, names, tolerance, actual.dtype)
-        clusters = _clusters(wrong, names, [part.start for part in window])
-        return Diagnosis(comparison, names, a.numel(), int(wrong.sum()), clusters, explain(piece))
+        clusters = [_clusters(wrong, names, [part.start for part in window])]
+        if experts is not None:
+            clusters += [told_expert(wrong.flatten(1).any(1), experts[window[0]])]
+        told = "; ".join(filter(None, clusters))
+        return Diagnosis(comparison, names, a.numel(), int(wrong.sum()), told, explain(piece))
 
 
 def _window(shape: Sequence[int], worst: Sequence[int]) -> tuple[slice, ...]:
