@@ -12,8 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nox
@@ -27,17 +28,30 @@ nox.options.sessions = ["lint", "tests"]
 ROOT = Path(__file__).parent
 LOCKS = ROOT / "ci" / "locks"
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-ENVIRONMENTS = {entry["name"]: entry for entry in nox.project.load_toml(ROOT / "ci/environments.toml")["environment"]}
-VENVS = {name: entry for name, entry in ENVIRONMENTS.items() if entry["kind"] == "venv"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 SOURCES = ["--editable=groundtruth", "--editable=solutions"]  # who brings sources: the plan names them all
 MEMBERS = ["--editable=.", "--editable=references", *SOURCES]
 
-# In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
-NEEDS_TORCH = (
-    r"import torch|importorskip|refgrid\.proving(\.(?!deaths|expected|finding|tolerance)| import)|\"-m\", \"pytest\""
-    r"|from (test_plugin|fleet|guards) import"
-)
+
+def _declared() -> dict[str, dict[str, Any]]:
+    """Every environment by name. Sessions are made of these fields; what else is wrong with one, `nox -s lint` says."""
+    table, found = ROOT / "ci" / "environments.toml", dict[str, dict[str, Any]]()
+    try:
+        entries = nox.project.load_toml(table)["environment"]
+    except (ValueError, KeyError) as error:
+        raise SystemExit(f"{table}: cannot be read: {error}") from error
+    for number, entry in enumerate(entries, 1):
+        for field in ("name", "kind", "python", "origin", *({"cuda"} & set(entry))):
+            if not isinstance(entry.get(field), str):
+                should = f"{field} should be text, and is {entry.get(field, 'missing')!r}"
+                raise SystemExit(f"{table}: environment {entry.get('name', f'number {number}')}: {should}")
+        found[entry["name"]] = entry
+    return found
+
+
+ENVIRONMENTS = _declared()
+VENVS = {name: entry for name, entry in ENVIRONMENTS.items() if entry["kind"] != "overlay"}
+
 # A worker that a kernel kills takes only its own case along; the other modes of xdist lose results or hang.
 CRASH_SAFE = ["--dist=load", "--max-worker-restart=10000"]
 # Libraries bring pytest plugins along, older than pytest itself: their warnings would be errors of every run.
@@ -65,7 +79,8 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("refgrid", "check-environments")
-    session.run("check-jsonschema", "--builtin-schema=vendor.github-workflows", *_workflows())
+    workflows = [str(file.relative_to(ROOT)) for file in sorted(ROOT.glob(".github/workflows/*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema=vendor.github-workflows", *workflows)
     session.run("zizmor", "--offline", "--quiet", "--persona=auditor", ".github/workflows")
 
 
@@ -79,9 +94,8 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS, default=False)
 def instrument(session: nox.Session) -> None:
     """Test the part of the instrument that starts without torch, on every supported Python."""
-    _sync(session, "--group=test")
-    session.install("--no-deps", *SOURCES)
-    session.run("pytest", *_torch_free_tests(session), *session.posargs)
+    _sync(session, "--group=test", with_sources=True)
+    session.run("pytest", "--ignore=tests/references", "--ignore=tests/solutions", *session.posargs)
 
 
 @nox.session(python=VENVS["cpu"]["python"], default=False)
@@ -94,16 +108,14 @@ def mutants(session: nox.Session) -> None:
 @nox.session(default=False)
 def matrix(session: nox.Session) -> None:
     """Run what this machine can and has not run, then print the matrix; fails if it is red or nothing was proven."""
-    _sync(session)
-    session.install("--no-deps", *SOURCES)
+    _sync(session, with_sources=True)
     session.run("refgrid", "run", f"--nox={sys.executable}", *session.posargs, interrupt_timeout=ACCOUNTING_TIME)
 
 
 @nox.session(default=False)
 def ci(session: nox.Session) -> None:
     """Plan the jobs of a workflow, or merge their records: `-- plan ...`, `-- merge ...`; needs no torch."""
-    _sync(session)
-    session.install("--no-deps", *SOURCES)
+    _sync(session, with_sources=True)
     session.run("refgrid", "ci", *session.posargs)
 
 
@@ -118,8 +130,7 @@ def render(session: nox.Session) -> None:
 @nox.session(default=False)
 def plan(session: nox.Session) -> None:
     """Count the cases that a run owes; needs no torch."""
-    _sync(session)
-    session.install("--no-deps", *SOURCES)
+    _sync(session, with_sources=True)
     session.run("refgrid", "plan", *session.posargs)
 
 
@@ -163,9 +174,7 @@ def lock(session: nox.Session) -> None:
 def warm(session: nox.Session) -> None:
     """Compile ahead what an environment's ground truth compiles, in its own caches: `-- NAME`; needs no GPU."""
     name, *options = session.posargs or [""]
-    if name not in ENVIRONMENTS:
-        session.error(f"no environment is called {name!r}; legal values: {', '.join(ENVIRONMENTS)}")
-    session.notify(f"tests-{name}", posargs=[WARM, *options])  # whose virtual environment it is
+    _in_environment(session, name, WARM, *options)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -173,9 +182,7 @@ def soak(session: nox.Session) -> None:
     """Run every case over fresh seeds and report each red: `-- [NAME] [--seeds 100] [--budget 30m] [--seed S]`."""
     named = bool(session.posargs) and not session.posargs[0].startswith("-")
     name, options = (session.posargs[0], session.posargs[1:]) if named else ("cpu", session.posargs)
-    if name not in ENVIRONMENTS:
-        session.error(f"no environment is called {name!r}; legal values: {', '.join(ENVIRONMENTS)}")
-    session.notify(f"tests-{name}", posargs=[SOAK, *options])
+    _in_environment(session, name, SOAK, *options)
 
 
 @nox.session(name="bench-grouped", default=False)
@@ -185,10 +192,15 @@ def bench_grouped(session: nox.Session) -> None:
     if name == "--render":
         _sync(session, "--group=bench")
         session.run("python", "-m", "grouped_bench", name, *options, env={"PYTHONPATH": "tests"})
-    elif name not in ENVIRONMENTS:
-        session.error(f"no environment is called {name!r}; legal values: --render, {', '.join(ENVIRONMENTS)}")
     else:
-        session.notify(f"tests-{name}", posargs=[BENCH, *options])  # whose virtual environment it is
+        _in_environment(session, name, BENCH, *options)
+
+
+def _in_environment(session: nox.Session, name: str, *told: str) -> None:
+    """Go on in the session whose virtual environment it is."""
+    if name not in ENVIRONMENTS:
+        session.error(f"no environment is called {name!r}; legal values: {', '.join(ENVIRONMENTS)}")
+    session.notify(f"tests-{name}", posargs=told)
 
 
 def _tests_session(name: str) -> None:
@@ -197,14 +209,17 @@ def _tests_session(name: str) -> None:
     overlay = entry["kind"] == "overlay"
 
     def prove(session: nox.Session) -> None:
-        if session.posargs[:1] == [WARM]:
-            _warm(session, name)
-        elif session.posargs[:1] == [BENCH]:
-            _bench_grouped(session, name)
-        elif session.posargs[:1] == [SOAK] and not overlay:
-            _soak(session, name)
+        mode, *options = session.posargs or [""]
+        if mode == WARM:
+            _use(session, name, "refgrid", "warm", f"--environment={name}", *options)
+        elif mode == BENCH:
+            _use(session, name, "grouped_bench", *options, env={"PYTHONPATH": str(ROOT / "tests")})
+        elif mode == SOAK:
+            _use(session, name, "refgrid", "run-soak", *OWN_PLUGINS, *_arguments(session, name))
+        elif overlay:
+            _use(session, name, "pytest", *OWN_PLUGINS, *_arguments(session, name))
         else:
-            (_prove_overlay if overlay else _prove_venv)(session, name)
+            _prove_venv(session, name)
 
     prove.__doc__ = f"Prove every reference in environment {name}, the versions of {entry['origin']}."
     python = False if overlay else entry["python"]
@@ -227,50 +242,37 @@ def _group(entry: dict[str, Any]) -> list[str]:
     return [f"cu{entry['cuda'].replace('.', '')}"] if "cuda" in entry else []
 
 
+GROUPS = sorted({cuda for entry in VENVS.values() for cuda in _group(entry)} - set(VENVS))
 for _name in ENVIRONMENTS:
     _tests_session(_name)
-for _cuda in dict.fromkeys(group for entry in VENVS.values() for group in _group(entry)):
-    if _cuda not in VENVS:
-        _group_session(_cuda, [name for name, entry in VENVS.items() if _group(entry) == [_cuda]])
+for _cuda in GROUPS:
+    _group_session(_cuda, [name for name, entry in VENVS.items() if _group(entry) == [_cuda]])
 
 
-def _warm(session: nox.Session, name: str) -> None:
-    """Where cases would run, but without any."""
-    told = ["warm", f"--environment={name}", *session.posargs[1:]]
+def _refuse_unknown(words: list[str]) -> None:
+    """Of a session that is not there nox says no more than that. What follows `--` goes to pytest."""
+    asked = words[: words.index("--")] if "--" in words else words
+    names = [re.sub(r"-3\.\d+$", "", word.removeprefix("tests-")) for word in asked if word.startswith("tests-")]
+    if unknown := [name for name in names if name not in (*ENVIRONMENTS, *GROUPS)]:
+        legal = ", ".join([*ENVIRONMENTS, *GROUPS])
+        raise SystemExit(f"no environment is called {', '.join(map(repr, unknown))}; legal values: {legal}")
+
+
+_refuse_unknown(sys.argv[1:])
+
+
+def _use(session: nox.Session, name: str, *module: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Run a module where the libraries of an environment are."""
     if ENVIRONMENTS[name]["kind"] == "overlay":
-        _run_overlay(session, name, "refgrid", *told)
+        _run_overlay(session, name, *module, env=env)
         return
     _install(session, name)
-    session.run("refgrid", *told, env=_caches(session, name))
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name), **env}
+    session.run("python", "-m", *module, env=alone, interrupt_timeout=ACCOUNTING_TIME)
 
 
-def _soak(session: nox.Session, name: str) -> None:
-    """As cases run, but over fresh seeds, and with a report of its own."""
-    _install(session, name)
-    _audit(session, name)
-    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name)}
-    asked = ["run-soak", *OWN_PLUGINS, *_arguments(session, name)]
-    session.run("refgrid", *asked, env=alone, interrupt_timeout=ACCOUNTING_TIME)
-
-
-def _bench_grouped(session: nox.Session, name: str) -> None:
-    """Where the kernels are that it times; both ways with the modules that tests share."""
-    shared = {"PYTHONPATH": str(ROOT / "tests")}
-    if ENVIRONMENTS[name]["kind"] == "overlay":
-        _run_overlay(session, name, "grouped_bench", *session.posargs[1:], env=shared)
-        return
-    _install(session, name)
-    session.run("python", "-m", "grouped_bench", *session.posargs[1:], env={**shared, **_caches(session, name)})
-
-
-def _prove_overlay(session: nox.Session, name: str) -> None:
-    """The product, or its soak, over the machine's own torch."""
-    program = ["refgrid", "run-soak"] if SOAK in session.posargs else ["pytest"]
-    _run_overlay(session, name, *program, *OWN_PLUGINS, *_arguments(session, name))
-
-
-def _run_overlay(session: nox.Session, name: str, *module: str, env: dict[str, str] | None = None) -> None:
-    """Run a module over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
+def _run_overlay(session: nox.Session, name: str, *module: str, env: Mapping[str, str]) -> None:
+    """Over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
         session.error(f"{wheelhouse}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {name}")
@@ -298,7 +300,8 @@ def _prove_venv(session: nox.Session, name: str) -> None:
         _record(session, name, "install-fail", log)
         session.error(f"{name} cannot be installed: {failure.reason}")
     _audit(session, name)
-    _prove(session, name)
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name)}
+    session.run("pytest", *OWN_PLUGINS, *_arguments(session, name), env=alone, interrupt_timeout=ACCOUNTING_TIME)
 
 
 def _audit(session: nox.Session, name: str) -> None:
@@ -330,20 +333,13 @@ def _record(session: nox.Session, name: str, verdict: str, reason: Path) -> None
     session.run(*command, env=where, success_codes=[0, 1])
 
 
-def _prove(session: nox.Session, name: str, *options: str, **run: Any) -> None:
-    """The product in one environment; what is asked for on the command line comes last and wins."""
-    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name)}
-    asked = [*OWN_PLUGINS, *_arguments(session, name, *options)]
-    session.run("pytest", *asked, env=alone, interrupt_timeout=ACCOUNTING_TIME, **run)
-
-
-def _arguments(session: nox.Session, name: str, *options: str) -> list[str]:
-    """Which cases, where, and on how many workers."""
+def _arguments(session: nox.Session, name: str) -> list[str]:
+    """Which cases, where, and on how many workers; what is asked for on the command line comes last and wins."""
     device = "cpu" if "cuda" not in ENVIRONMENTS[name] else _device(session)
     sizes = ["-n2", "--test-sizes=small", "--memory=2GiB"] if device == "cpu" else ["-nauto"]
     files = [] if any(".py" in argument for argument in session.posargs) else ["tests/references"]
     asked = [argument for argument in session.posargs if argument != SOAK]
-    return [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *options, *asked]
+    return [*files, f"--device={device}", f"--environment={name}", *CRASH_SAFE, *sizes, *asked]
 
 
 def _device(session: nox.Session) -> str:
@@ -368,10 +364,12 @@ def _caches(session: nox.Session, name: str) -> dict[str, str]:
     return {"REFGRID_ENVIRONMENT": name, **{variable: str(folder / part) for variable, part in caches.items()}}
 
 
-def _sync(session: nox.Session, *groups: str) -> None:
-    """The instrument as uv.lock pins it, without torch."""
+def _sync(session: nox.Session, *groups: str, with_sources: bool = False) -> None:
+    """The instrument as uv.lock pins it, without torch; with the sources it can plan, but not run them."""
     where = {"UV_PROJECT_ENVIRONMENT": session.virtualenv.location, "UV_PYTHON": session.virtualenv.location}
     session.run_install("uv", "sync", "--locked", "--no-default-groups", *groups, env=where)
+    if with_sources:
+        session.install("--no-deps", *SOURCES)
 
 
 def _install(session: nox.Session, name: str) -> None:
@@ -422,18 +420,6 @@ def _torch_places() -> Iterator[tuple[str, list[str]]]:
         )
     yield "PyTorch's CPU index", ["--no-deps", "--torch-backend=cpu"]
     yield f"PyPI's build with its CUDA libraries ({PYPI_TORCH_SIZE} on Linux)", []
-
-
-def _torch_free_tests(session: nox.Session) -> list[str]:
-    """The test files that neither import torch nor run cases; the others are named, not dropped in silence."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
-    needy = {file for file in files if re.search(NEEDS_TORCH, file.read_text())}
-    session.log(f"without torch, so not here: {', '.join(sorted(file.name for file in needy))}")
-    return [str(file.relative_to(ROOT)) for file in files if file not in needy]
-
-
-def _workflows() -> list[str]:
-    return [str(file.relative_to(ROOT)) for file in sorted((ROOT / ".github/workflows").glob("*.yml"))]
 
 
 def _show_every_pyenv_version() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,31 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
+TESTS = Path(__file__).parent
+# In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
+NEEDS_TORCH = re.compile(
+    r"import torch|importorskip|refgrid\.proving(\.(?!deaths|expected|finding|tolerance)| import)|\"-m\", \"pytest\""
+    r"|from (test_plugin|fleet|guards) import"
+)
 REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
+
+
+def _out_of_reach(file: Path) -> bool:
+    """Whether a test file needs torch, and there is none."""
+    if file.suffix != ".py" or importlib.util.find_spec("torch"):
+        return False
+    return file.name.startswith("test_") and bool(NEEDS_TORCH.search(file.read_text()))
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """The instrument is tested without torch, too: by the files that neither import it nor run cases."""
+    return _out_of_reach(collection_path) or None
+
+
+def pytest_report_header() -> list[str]:
+    """The others are named, not dropped in silence."""
+    names = [file.name for file in sorted(TESTS.glob("test_*.py")) if _out_of_reach(file)]
+    return [f"without torch, so not here: {', '.join(names)}"] if names else []
 
 
 def pytest_pycollect_makemodule(module_path: Path) -> None:

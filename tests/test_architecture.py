@@ -227,23 +227,24 @@ def test_the_rule_of_ignored_types_sees_the_bare_ones() -> None:
     assert unexplained(f"{bare}\n{bare}  # b has no types\n{without_code}") == [bare, without_code]
 
 
-def test_what_the_instrument_session_runs_needs_no_torch() -> None:
-    """The noxfile tells such files by their text: with torch out of reach, all that it names must be collected."""
-    needs = next(
-        ast.literal_eval(node.value)
-        for node in ast.parse((ROOT / "noxfile.py").read_text()).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NEEDS_TORCH"
-    )
-    files = [str(file) for file in (ROOT / "tests").glob("test_*.py") if not re.search(needs, file.read_text())]
+def test_without_torch_the_files_that_need_none_are_collected_and_the_others_named() -> None:
+    """They are told apart by their text: with torch out of reach, all that is left must be collected."""
     program = "import sys; sys.modules['torch'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    folders = ["--ignore=tests/references", "--ignore=tests/solutions"]
 
     done = subprocess.run(
-        [sys.executable, "-c", program, "--collect-only", "-q", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-c", program, "--collect-only", "-p", "no:cacheprovider", *folders],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
 
-    assert len(files) > 20
     assert done.returncode == 0, done.stdout[-2000:]
+    named = re.search(r"^without torch, so not here: (.*)$", done.stdout, re.MULTILINE)
+    assert named, done.stdout[:2000]
+    files = {file.name for file in (ROOT / "tests").glob("test_*.py")}
+    collected = set(re.findall(r"<Module (test_\w+\.py)>", done.stdout))
+    assert collected | set(named[1].split(", ")) == files
+    assert "test_compare.py" not in collected
+    assert len(collected) > 20

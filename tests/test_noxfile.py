@@ -1,0 +1,108 @@
+"""The noxfile, which knows the environments before anything is installed: what it cannot make sessions of, it names.
+
+Nox itself is a stand-in here, as the environments of these tests have none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+NOX = """
+import sys
+from types import SimpleNamespace
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib
+
+options, made = SimpleNamespace(), []
+project = SimpleNamespace(load_toml=lambda file: tomllib.loads(file.read_text()))
+
+def session(function=None, **given):
+    made.append(given.get("name", function and function.__name__))
+    return function or (lambda function: function)
+
+def main():
+    print(made)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("noxfile.py", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    (tmp_path / "ci").mkdir()
+    shutil.copyfile(ROOT / "ci/environments.toml", tmp_path / "ci/environments.toml")
+    (tmp_path / "nox.py").write_text(NOX)
+    return tmp_path
+
+
+def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "noxfile.py", *arguments]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--list"], id="none"),
+        pytest.param(["-s", "tests-cpu", "tests-cu128"], id="an environment and a CUDA"),
+        pytest.param(["-s", "tests-cu128-sglang0.5.5-3.12"], id="with its Python"),
+        pytest.param(["-s", "tests-cpu", "--", "tests-cu999"], id="what goes to pytest"),
+    ],
+)
+def test_sessions_that_exist_may_be_asked_for(checkout: Path, arguments: list[str]) -> None:
+    done = run(checkout, *arguments)
+
+    assert done.returncode == 0, done.stderr
+    assert "'tests-cu128'" in done.stdout
+    assert "'tests-cu128-sglang0.5.5'" in done.stdout
+
+
+def test_an_environment_that_does_not_exist_lists_those_that_do(checkout: Path) -> None:
+    done = run(checkout, "-s", "tests-cu127", "tests-cpu", "tests-cu130-sglang0.5")
+
+    assert done.returncode == 1
+    told = "no environment is called 'cu127', 'cu130-sglang0.5'; legal values: cpu, cu124-sglang0.4.6, "
+    assert done.stderr.startswith(told)
+    assert done.stderr.endswith("cu124, cu126, cu128, cu130, cu132\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        pytest.param('name = "cpu"', "", "environment number 1: name should be text, and is 'missing'", id="no name"),
+        pytest.param(
+            'cuda = "12.6"', "cuda = 12.6", "cu126-sglang0.4.10: cuda should be text, and is 12.6", id="number"
+        ),
+        pytest.param('kind = "venv"', "kind = venv", "cannot be read: ", id="no TOML"),
+        pytest.param("[[environment]]", "[[environments]]", "cannot be read: 'environment'", id="no environment"),
+    ],
+)
+def test_a_table_of_which_no_sessions_can_be_made_names_entry_and_field(
+    checkout: Path, old: str, new: str, told: str
+) -> None:
+    table = checkout / "ci/environments.toml"
+    assert old in table.read_text()
+    table.write_text(table.read_text().replace(old, new))
+
+    done = run(checkout, "--list")
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert str(table) in done.stderr
+    assert told in done.stderr
+
+
+def test_what_else_is_wrong_with_the_table_is_left_to_lint(checkout: Path) -> None:
+    table = checkout / "ci/environments.toml"
+    table.write_text(table.read_text().replace('kind = "venv"', 'kind = "conda"', 1))
+
+    assert run(checkout, "-s", "lint").returncode == 0
