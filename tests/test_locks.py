@@ -74,6 +74,28 @@ def test_a_stale_lock_is_noticed(old: str, new: str, fault: str) -> None:
     assert [each for each in faults(CUDA, lock_of(CUDA).replace(old, new)) if each.startswith(fault)]
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "changed"),
+    [
+        pytest.param(CUDA, "pins", spec_of(CUDA).pins[1:], id="one that is asked for no more"),
+        pytest.param(
+            "cu124-sglang0.4.6",
+            "pins",
+            tuple(pin.replace("[srt]", "") for pin in spec_of("cu124-sglang0.4.6").pins),
+            id="less of one",
+        ),
+        pytest.param("cpu", "without", (), id="nothing left out"),
+        pytest.param(OVERLAY, "pins", spec_of(OVERLAY).pins[:-1], id="a wheel that is carried no more"),
+    ],
+)
+def test_a_lock_that_was_made_of_more_or_other_pins_is_stale(name: str, field: str, changed: tuple[str, ...]) -> None:
+    spec = spec_of(name).model_copy(update={field: changed})
+
+    (told,) = faults_of(spec, lock_of(name), PROJECT, TABLE.instrument)
+
+    assert told.startswith(f"is not of: nox -s lock -- {name} (as of ")
+
+
 @pytest.mark.parametrize("name", ["torch", "cuda-toolkit", "nvidia-nccl-cu13"])
 def test_torch_and_its_cuda_libraries_are_noticed_in_the_cpu_lock(name: str) -> None:
     assert f"{name} does not belong there" in faults("cpu", f"{lock_of('cpu')}{name}==1.0 \\\n")
@@ -146,6 +168,13 @@ def test_stale_words_of_the_resolver_are_noticed(old: str, new: str, fault: str)
 
     found = list(words_faults(spec_of(GONE), words_of(GONE).replace(old, new)))
     assert [each for each in found if each.startswith(fault)]
+
+
+def test_words_of_the_resolver_about_other_pins_are_stale() -> None:
+    spec = spec_of(GONE).model_copy(update={"pins": spec_of(GONE).pins[:-1]})
+
+    (told,) = words_faults(spec, words_of(GONE))
+    assert told.startswith("is not of: ")
 
 
 def test_missing_words_of_the_resolver_are_noticed() -> None:

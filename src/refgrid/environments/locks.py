@@ -6,6 +6,7 @@ anybody can see that no library is newer than the set it belongs to.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -51,8 +52,13 @@ def locked(text: str) -> Iterator[Locked]:
 
 
 def head(spec: EnvironmentSpec) -> str:
-    """The first line of a lock, and of the file that stands in its place: how to make it, and of what it was made."""
-    return f"nox -s lock -- {spec.name} (as of {spec.exclude_newer}, Python {spec.python})"
+    """The first line of a lock, and of the file that stands in its place: how to make it, and of what it was made.
+
+    A pin that was taken away leaves a lock in which every other is met: the digest of all is how that is seen.
+    """
+    asked = "\n".join([*sorted(spec.pins), "without", *sorted(spec.without)])
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    return f"nox -s lock -- {spec.name} (as of {spec.exclude_newer}, Python {spec.python}, pins {digest})"
 
 
 def lock_faults(table: Path, project: Path) -> list[str]:
