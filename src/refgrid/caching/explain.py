@@ -8,7 +8,7 @@ from pathlib import Path
 from refgrid.caching.evidence import Evidence, newest_match
 from refgrid.caching.key import Keys, differing
 from refgrid.dataset.case import Case
-from refgrid.records.record import RecordError, Run, runs_of
+from refgrid.records.record import RecordError, Run, record_bytes, runs_of
 
 # So many cases are told one by one, with their own parts; of more, those with the same reason are counted.
 _ONE_BY_ONE = 12
@@ -40,7 +40,7 @@ def failure(case_id: str, records: Iterable[Path]) -> Iterator[str]:
     runs: list[Run] = []
     for file in records:
         try:
-            runs += runs_of(file) if case_id.encode() in file.read_bytes() else ()
+            runs += runs_of(file) if case_id.encode() in record_bytes(file) else ()
         except (OSError, RecordError) as error:
             yield f"left out: {error}"
     runs.sort(key=lambda run: run.header.started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -58,7 +59,9 @@ def explain(case_id: str, pytest_args: tuple[str, ...]) -> None:
     except (CannotTell, pytest.UsageError) as error:
         raise click.UsageError(str(error)) from error
     if case_id not in found.planned:
-        raise click.UsageError(f"{case_id!r} is none of the {len(found.planned)} cases that this run would plan")
-    told = found.settled.explained({case_id: found.planned[case_id]})
-    for line in itertools.chain(told, failure(case_id, found.settled.records)):
+        near = ", ".join(get_close_matches(case_id, found.planned)) or "none"
+        told = f"{case_id!r} is none of the {len(found.planned)} cases that this run would plan; near it: {near}"
+        raise click.UsageError(told)
+    why = found.settled.explained({case_id: found.planned[case_id]})
+    for line in itertools.chain(why, failure(case_id, found.settled.records)):
         click.echo(line)
