@@ -213,6 +213,17 @@ def test_the_report_has_counts_places_values_and_what_explains_them() -> None:
     assert found.in_short() == "; all of it explained by a factor of 2"
 
 
+def test_what_is_equal_is_not_among_the_worst() -> None:
+    right = drawn((4, 8)).float()
+    wrong = only((1, 2), lambda x: x + 1)(only((3, 0), lambda x: x * math.nan)(right))
+
+    lines = diagnose(compare("output", wrong, right, EXACT), wrong, right, ("M", "N")).lines()
+    first, second = lines[lines.index(next(line for line in lines if line.endswith("the worst:"))) + 1 :]
+
+    assert first.startswith("    [M=3, N=0] is nan but should be ")
+    assert second.startswith("    [M=1, N=2] is ")
+
+
 def test_the_report_counts_what_is_not_finite() -> None:
     found = seen(only(3, lambda x: x * math.nan))
 

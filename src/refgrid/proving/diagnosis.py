@@ -54,7 +54,7 @@ class Diagnosis:
         told += [f"  {self.clusters}"] if self.clusters else []
         told += [f"  explained by {self.explanation}" if self.explanation else "  no simple transform explains it"]
         told += [f"  largest error {found.headroom:.4g} of what is allowed there; the worst:"]
-        return told + [f"    {self._told(worst)}" for worst in found.worst]
+        return told + [f"    {self._told(worst)}" for worst in found.worst if worst.error != 0]  # fewer may differ
 
     @property
     def _whole(self) -> bool:
