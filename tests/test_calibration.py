@@ -217,6 +217,17 @@ def test_the_committed_table_follows_from_the_committed_measurements() -> None:
     )
 
 
+def test_the_report_names_truths_of_which_there_are_few_draws() -> None:
+    some = measured(reference=(0, 0), formula=(0, 0), own=(0, 0), truth=(0, 0))
+    enough = {**some, "measured": [{**row, "draws": 200} for row in some["measured"]]}
+
+    told = report([some], list(derived(some)), dataset())
+
+    assert "\nFewer than 200 draws, as some of the workloads were refused:\n\n" in told
+    assert "- some_op, lib: 9\n" in told
+    assert "Fewer than 200 draws" not in report([enough], list(derived(enough)), dataset())
+
+
 def test_no_calibrated_row_is_looser_than_what_is_kept_by_hand() -> None:
     assert len(calibrated()) > 50
     for (truth, op, dtype, output), row in calibrated().items():

@@ -11,6 +11,7 @@ from refgrid.calibration.left_out import left_out
 from refgrid.calibration.rounding import FLOAT64, REFERENCE, UNIT
 from refgrid.dataset.definition import DataSet
 
+_ENOUGH = 200  # draws of a truth; one that refuses some of the workloads gets fewer than the op
 _SUMMED = ("K", "hidden_size", "intermediate_size")  # axes whose length is that of the op's sums
 
 _HEAD = """# Calibration
@@ -54,6 +55,7 @@ def report(measurements: Sequence[Mapping[str, Any]], rows: Sequence[Row], datas
     parts += [_row(row) for row in sorted(rows, key=lambda row: (row.op, row.output, row.truth))]
     for measurement in measurements:
         parts += _measurement(measurement)
+        parts += _few(measurement)
         parts += _left_out(measurement, dataset)
     return "".join(parts)
 
@@ -87,6 +89,16 @@ def _measurement(measurement: Mapping[str, Any]) -> Iterator[str]:
     yield from (_party(row) for row in measurement["measured"] if row["against"] == FLOAT64)
     yield _SUMS
     yield from _sums(measurement)
+
+
+def _few(measurement: Mapping[str, Any]) -> Iterator[str]:
+    rows = (row for row in measurement["measured"] if row["against"] == FLOAT64 and row["draws"] < _ENOUGH)
+    found: dict[tuple[str, str], int] = {}
+    for row in rows:
+        found[row["op"], row["who"]] = min(row["draws"], found.get((row["op"], row["who"]), _ENOUGH))
+    if found:
+        yield f"\nFewer than {_ENOUGH} draws, as some of the workloads were refused:\n\n"
+    yield from (f"- {op}, {who}: {draws}\n" for (op, who), draws in sorted(found.items()))
 
 
 def _left_out(measurement: Mapping[str, Any], dataset: DataSet) -> Iterator[str]:
