@@ -200,6 +200,8 @@ def _in_environment(session: nox.Session, name: str, *told: str) -> None:
     """Go on in the session whose virtual environment it is."""
     if name not in ENVIRONMENTS:
         session.error(f"no environment is called {name!r}; legal values: {', '.join(ENVIRONMENTS)}")
+    if (words := LOCKS / f"{name}.unresolvable.txt").exists():
+        session.error(f"{name} cannot be resolved any more, see {words.relative_to(ROOT)}")
     session.notify(f"tests-{name}", posargs=told)
 
 
