@@ -31,6 +31,7 @@ TENSOR_MODULES = {
     "draws.py",
     "likelihood.py",
     "forms.py",
+    "outputs.py",
     "workbench.py",
     "proof.py",
     "baseline.py",

@@ -12,11 +12,12 @@ import torch
 
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import load_dataset
-from refgrid.proving import workbench
+from refgrid.proving import outputs
 from refgrid.proving.determinism import BATCHED
 from refgrid.proving.finding import Finding
+from refgrid.proving.outputs import same_bits
 from refgrid.proving.proof import Prover
-from refgrid.proving.workbench import _clone_beside, same_bits
+from refgrid.proving.workbench import _clone_beside
 from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
@@ -101,7 +102,7 @@ def test_bits_are_compared_a_few_at_a_time(length: int, monkeypatch: pytest.Monk
         seen.append(len(one))
         return bool((one == other).all())
 
-    monkeypatch.setattr(workbench, "_COMPARED", 4)
+    monkeypatch.setattr(outputs, "_COMPARED", 4)
     monkeypatch.setattr(torch, "equal", equal)
     value = torch.arange(length, dtype=torch.uint8)
 

@@ -16,9 +16,10 @@ from refgrid.dataset.definition import DataSet
 from refgrid.dataset.reference import compile_reference
 from refgrid.proving.finding import judge
 from refgrid.proving.forms import form_of
+from refgrid.proving.outputs import Tensors
 from refgrid.proving.precision import in_dtype
 from refgrid.proving.tolerance import uncalibrated
-from refgrid.proving.workbench import Laid, Tensors, Workbench
+from refgrid.proving.workbench import Laid, Workbench
 from refgrid.sources import Sources
 
 PERCENTILES = (50, 90, 99, 100)

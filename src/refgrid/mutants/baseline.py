@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from refgrid.dataset.definition import Definition
-from refgrid.proving.workbench import Tensors
+from refgrid.proving.outputs import Tensors
 
 Passes = Callable[[Tensors, Tensors, Definition], bool]
 

@@ -21,8 +21,9 @@ from refgrid.mutants.planting import planted_adapters, planted_reference
 from refgrid.mutants.table import Mutant, Place
 from refgrid.proving.finding import judge
 from refgrid.proving.forms import drawn_outputs, form_of
+from refgrid.proving.outputs import Tensors, named, same_bits
 from refgrid.proving.proof import Prover
-from refgrid.proving.workbench import Tensors, constants_of, named, same_bits
+from refgrid.proving.workbench import constants_of
 from refgrid.sources import Adapter, Sources
 
 # Bytes of the weights of a twin in which mutants are planted: the fault is the same, and it is proven at many sizes.

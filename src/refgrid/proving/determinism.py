@@ -18,7 +18,8 @@ from refgrid.dataset.case import Case
 from refgrid.proving.compare import Comparison
 from refgrid.proving.finding import Finding, forget_locals, judge
 from refgrid.proving.inputs import Inputs
-from refgrid.proving.workbench import Laid, Tensors, Workbench, same_bits
+from refgrid.proving.outputs import Tensors, same_bits
+from refgrid.proving.workbench import Laid, Workbench
 from refgrid.records.record import Verdict
 
 Compare = Callable[[Tensors, Tensors], tuple[Comparison, ...]]

@@ -17,9 +17,10 @@ from refgrid.proving.determinism import Side, demand_deterministic, repeat
 from refgrid.proving.diagnosis import told_of
 from refgrid.proving.finding import Finding, judge
 from refgrid.proving.forms import compare_in_form, form_of, is_law
+from refgrid.proving.outputs import Tensors, demand_dtypes, demand_shapes
 from refgrid.proving.referee import Bound, Ruling, off_from, settle
 from refgrid.proving.tolerance import Tolerance, looser, tolerance_for
-from refgrid.proving.workbench import Laid, Tensors, Workbench, demand_dtypes, demand_shapes
+from refgrid.proving.workbench import Laid, Workbench
 from refgrid.records.record import Verdict
 from refgrid.sources import NoReferee, Sources
 

@@ -22,15 +22,13 @@ from refgrid.dataset.reference import compile_reference, text_hash
 from refgrid.proving.finding import Finding, forget_locals
 from refgrid.proving.forms import draw, drawn_outputs, is_law, seed_draws
 from refgrid.proving.inputs import Inputs, make_inputs
+from refgrid.proving.outputs import Tensors, demand_dtypes, demand_shapes, named, same_bits
 from refgrid.proving.precision import in_float64
 from refgrid.records.record import Verdict
 from refgrid.sources import Adapter, NoReferee, Sources
 
-Tensors = dict[str, torch.Tensor]
-
 _KEPT_BYTES = 4 * 2**30
 _ALIGNED = 512  # bytes, as CUDA's allocator aligns; a CPU's aligns to 64
-_COMPARED = 2**28  # bytes at a time: a GPU puts down what it finds of each before it tells whether all are equal
 _WIDER = 4  # times the memory of a case: bfloat16 as float64
 
 
@@ -281,41 +279,3 @@ def _draws(
     wanted = [name for name in drawn_outputs(bench.op, bench.definition) if name not in laws]
     inputs = bench.inputs.tensors
     return {name: draw(call, inputs, bench.definition, name, f"{bench.key}/{who}/{name}") for name in wanted}
-
-
-def named(result: Any, definition: Definition) -> Tensors:
-    """Outputs by name, from a tensor, a sequence in the definition's order, or a mapping."""
-    if isinstance(result, Mapping):
-        result = [result.get(name) for name in definition.outputs]
-    values = list(result) if isinstance(result, tuple | list) else [result]
-    if len(values) != len(definition.outputs) or not all(isinstance(value, torch.Tensor) for value in values):
-        found = [type(value).__name__ for value in values]
-        reason = f"reference returns {found} but the outputs are {list(definition.outputs)}, each a Tensor"
-        raise Finding(Verdict.ERROR, reason)
-    return dict(zip(definition.outputs, values, strict=True))
-
-
-def demand_shapes(who: str, tensors: Tensors, bench: Laid) -> None:
-    """Raise Finding for an output of another shape than the definition gives it."""
-    for name, tensor in tensors.items():
-        wanted = bench.definition.shape(name, bench.axes) or ()
-        if tuple(tensor.shape) != wanted:
-            reason = f"{who}: {name}.shape = {list(tensor.shape)}, but should be {list(wanted)}"
-            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
-
-
-def demand_dtypes(who: str, tensors: Tensors, bench: Laid) -> None:
-    """Raise Finding for an output of another dtype than the definition gives it."""
-    for name, tensor in tensors.items():
-        found, wanted = str(tensor.dtype).removeprefix("torch."), bench.definition.outputs[name].dtype
-        if found != wanted:
-            reason = f"{who}: {name}.dtype = {found}, but should be {wanted}"
-            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
-
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal bit for bit, so that NaN equals itself and -0.0 differs from 0.0."""
-    if left.dtype != right.dtype or left.shape != right.shape:
-        return False
-    flat = (tensor.contiguous().reshape(-1).view(torch.uint8).split(_COMPARED) for tensor in (left, right))
-    return all(torch.equal(*parts) for parts in zip(*flat, strict=True))

@@ -1,0 +1,57 @@
+"""What a reference or a source has returned: its outputs by name, of the declared shapes and dtypes, and their bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from refgrid.dataset.definition import Definition
+from refgrid.proving.finding import Finding
+from refgrid.records.record import Verdict
+
+if TYPE_CHECKING:
+    from refgrid.proving.workbench import Laid
+
+Tensors = dict[str, torch.Tensor]
+
+_COMPARED = 2**28  # bytes at a time: a GPU puts down what it finds of each before it tells whether all are equal
+
+
+def named(result: Any, definition: Definition) -> Tensors:
+    """Outputs by name, from a tensor, a sequence in the definition's order, or a mapping."""
+    if isinstance(result, Mapping):
+        result = [result.get(name) for name in definition.outputs]
+    values = list(result) if isinstance(result, tuple | list) else [result]
+    if len(values) != len(definition.outputs) or not all(isinstance(value, torch.Tensor) for value in values):
+        found = [type(value).__name__ for value in values]
+        reason = f"reference returns {found} but the outputs are {list(definition.outputs)}, each a Tensor"
+        raise Finding(Verdict.ERROR, reason)
+    return dict(zip(definition.outputs, values, strict=True))
+
+
+def demand_shapes(who: str, tensors: Tensors, bench: Laid) -> None:
+    """Raise Finding for an output of another shape than the definition gives it."""
+    for name, tensor in tensors.items():
+        wanted = bench.definition.shape(name, bench.axes) or ()
+        if tuple(tensor.shape) != wanted:
+            reason = f"{who}: {name}.shape = {list(tensor.shape)}, but should be {list(wanted)}"
+            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
+
+
+def demand_dtypes(who: str, tensors: Tensors, bench: Laid) -> None:
+    """Raise Finding for an output of another dtype than the definition gives it."""
+    for name, tensor in tensors.items():
+        found, wanted = str(tensor.dtype).removeprefix("torch."), bench.definition.outputs[name].dtype
+        if found != wanted:
+            reason = f"{who}: {name}.dtype = {found}, but should be {wanted}"
+            raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal bit for bit, so that NaN equals itself and -0.0 differs from 0.0."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    flat = (tensor.contiguous().reshape(-1).view(torch.uint8).split(_COMPARED) for tensor in (left, right))
+    return all(torch.equal(*parts) for parts in zip(*flat, strict=True))
