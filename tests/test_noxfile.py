@@ -22,15 +22,21 @@ try:
 except ImportError:
     import tomli as tomllib
 
-options, made = SimpleNamespace(), []
+options, made = SimpleNamespace(), {}
 project = SimpleNamespace(load_toml=lambda file: tomllib.loads(file.read_text()))
 
 def session(function=None, **given):
-    made.append(given.get("name", function and function.__name__))
-    return function or (lambda function: function)
+    def add(function):
+        made[given.get("name", function.__name__)] = function
+        return function
+    return add(function) if function else add
 
 def main():
-    print(made)
+    print(list(made))
+    if "--" in sys.argv:
+        words = sys.argv[sys.argv.index("--") + 1 :]
+        notify = lambda name, posargs: print(name, posargs)
+        made[sys.argv[2]](SimpleNamespace(posargs=words, error=sys.exit, notify=notify))
 """
 
 
@@ -38,8 +44,7 @@ def main():
 def checkout(tmp_path: Path) -> Path:
     for name in ("noxfile.py", "pyproject.toml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
-    (tmp_path / "ci").mkdir()
-    shutil.copyfile(ROOT / "ci/environments.toml", tmp_path / "ci/environments.toml")
+    shutil.copytree(ROOT / "ci", tmp_path / "ci")
     (tmp_path / "nox.py").write_text(NOX)
     return tmp_path
 
@@ -55,7 +60,7 @@ def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["--list"], id="none"),
         pytest.param(["-s", "tests-cpu", "tests-cu128"], id="an environment and a CUDA"),
         pytest.param(["-s", "tests-cu128-sglang0.5.5-3.12"], id="with its Python"),
-        pytest.param(["-s", "tests-cpu", "--", "tests-cu999"], id="what goes to pytest"),
+        pytest.param(["-s", "warm", "--", "cpu", "tests-cu999"], id="what goes to pytest"),
     ],
 )
 def test_sessions_that_exist_may_be_asked_for(checkout: Path, arguments: list[str]) -> None:
@@ -73,6 +78,25 @@ def test_an_environment_that_does_not_exist_lists_those_that_do(checkout: Path) 
     told = "no environment is called 'cu127', 'cu130-sglang0.5'; legal values: cpu, cu124-sglang0.4.6, "
     assert done.stderr.startswith(told)
     assert done.stderr.endswith("cu124, cu126, cu128, cu130, cu132\n")
+
+
+@pytest.mark.parametrize("session", ["warm", "soak", "bench-grouped"])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        pytest.param("cu127", "no environment is called 'cu127'; legal values: cpu, cu124-", id="unknown"),
+        pytest.param("cu128-sglang0.5.4", "cannot be resolved any more, see ci/locks/cu128-sglang0.5.4.", id="gone"),
+        pytest.param("cu128-sglang0.5.5", "", id="there"),
+    ],
+)
+def test_what_runs_in_an_environment_names_one_that_cannot_be_had(
+    checkout: Path, session: str, name: str, told: str
+) -> None:
+    done = run(checkout, "-s", session, "--", name)
+
+    assert done.returncode == (1 if told else 0), done.stderr
+    assert told in done.stderr
+    assert (f"tests-{name} " in done.stdout) is not bool(told)
 
 
 @pytest.mark.parametrize(
