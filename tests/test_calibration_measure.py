@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from refgrid.calibration.measure import Measurer
+from refgrid.calibration.run import Plan, _dataset
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import load_dataset
-from refgrid.sources import Sources
+from refgrid.sources import NoReferee, Sources
 from refgrid_groundtruth import Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,3 +40,28 @@ def test_what_breaks_is_told_with_its_seed_and_what_is_not_there_once(monkeypatc
         f"torch, {case.name}-seed2",
         f"transformers, {case.name}",
     ]
+
+
+def test_a_draw_that_cannot_be_judged_costs_no_other_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    measurer = Measurer(load_dataset(ROOT), Sources(), "cpu")
+    case = Case("rmsnorm_h128", "rmsnorm", "rmsnorm", "b4", "shape")
+    found = measurer._bench.referee
+
+    def referee(laid: Any) -> Any:
+        if laid.key.endswith("/1"):
+            raise NoReferee("70 GiB for it, and 9 GiB are free")
+        return found(laid)
+
+    monkeypatch.setattr(measurer._bench, "referee", referee)
+    measurer.measure(case, range(3))
+
+    assert {len(draws) for draws in measurer.draws.values()} == {2}
+    told = "error: NoReferee: 70 GiB for it, and 9 GiB are free"
+    assert measurer.absent[f"reference, {case.name}-seed1"] == told
+
+
+def test_a_gpu_draws_the_definitions_as_they_are() -> None:
+    on = {device: _dataset(Plan(ROOT, device, 1)).definitions for device in ("cpu", "cuda")}
+
+    assert {name for name, held in on["cuda"].items() if held.name != name} == set()
+    assert {name for name, held in on["cpu"].items() if held.name != name}

@@ -54,6 +54,7 @@ def _measure(plan: object, environment: str, folder: Path) -> dict[str, Any]:
     from refgrid.calibration.run import Plan, measured, written
     from refgrid.dataset.definition import DefinitionError
     from refgrid.environments.measured import measure
+    from refgrid.running.dealing import DealingError
     from refgrid.sources import Sources
 
     assert isinstance(plan, Plan)
@@ -67,6 +68,8 @@ def _measure(plan: object, environment: str, folder: Path) -> dict[str, Any]:
                 found = told
     except DefinitionError as error:
         raise click.UsageError(str(error)) from error
+    except DealingError as error:
+        raise click.ClickException(f"{error}; nothing was written") from error
     file = folder / f"{environment}.json"
     written(found, file)
     click.echo(f"written: {file}")

@@ -31,7 +31,6 @@ Tensors = dict[str, torch.Tensor]
 _KEPT_BYTES = 4 * 2**30
 _ALIGNED = 512  # bytes, as CUDA's allocator aligns; a CPU's aligns to 64
 _COMPARED = 2**28  # bytes at a time: a GPU puts down what it finds of each before it tells whether all are equal
-_WIDER = 4  # times the memory of a case: bfloat16 as float64
 
 
 @dataclass
@@ -204,7 +203,7 @@ class Workbench:
         formula raises.
         """
         formula = self.sources.referee(bench.op, self.device)
-        wanted = _WIDER * memory.bytes_needed(bench.definition, bench.axes)
+        wanted = memory.bytes_in_float64(bench.definition, bench.axes)
         free = memory.bytes_free(self.device, self.limit)
         if wanted > free:
             raise NoReferee(f"{memory.told_bytes(wanted)} for it, and {memory.told_bytes(free)} are free")
