@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from refgrid.calibration import measure
 from refgrid.calibration.measure import Measurer
 from refgrid.calibration.run import Plan, _dataset
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import load_dataset
+from refgrid.proving.workbench import same_bits
 from refgrid.sources import NoReferee, Sources
 from refgrid_groundtruth import Unavailable
 
@@ -65,3 +69,19 @@ def test_a_gpu_draws_the_definitions_as_they_are() -> None:
 
     assert {name for name, held in on["cuda"].items() if held.name != name} == set()
     assert {name for name, held in on["cpu"].items() if held.name != name}
+
+
+def test_on_a_gpu_forty_draws_share_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("rmsnorm_h128", "rmsnorm", "rmsnorm", "b4", "shape")
+
+    def are_the_same(device: str) -> list[bool]:
+        """The weights of some draws and those before them, drawn on the CPU as on that device."""
+        monkeypatch.setattr(measure, "_SHARING", {"cpu": sharing[device]})
+        bench = Measurer(load_dataset(ROOT), Sources(), "cpu")._bench
+        drawn: list[Any] = [bench.lay(replace(case, seed=seed)).inputs.tensors["weight"] for seed in (39, 40, 41)]
+        return [same_bits(*pair) for pair in pairwise(drawn)]
+
+    sharing = dict(measure._SHARING)
+
+    assert are_the_same("cpu") == [False, False]
+    assert are_the_same("cuda") == [False, True]

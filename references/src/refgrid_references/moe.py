@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from refgrid_references.blocks import block_elements
-
 BLOCK_ROWS = 4096  # tokens of one expert that are multiplied at once: bounds what is between the two products
+BLOCK_ELEMENTS = 2**20  # of a weight that are written out at once: 4 MiB in float32
 
 
 def moe_fp8_block_scale_ds_routing(
@@ -263,7 +262,7 @@ def project(x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor) -> torch.Tens
     x [n, in] float32; w [out, in] float8; scale [out / a, in / b], one a block of a x b -> [n, out] float32.
     """
     scale = scale.repeat_interleave(w.shape[0] // scale.shape[0], dim=0)  # [out, in / b]
-    count = max(1, block_elements(w.device) // w.shape[1])
+    count = max(1, BLOCK_ELEMENTS // w.shape[1])
     return torch.cat([x @ dequantise(*part).T for part in zip(w.split(count), scale.split(count), strict=True)], dim=1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refgrid.calibration.chosen import axes_of, choose, lightened
+from refgrid.calibration.joined import in_order
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet, load_dataset
 from refgrid.dataset.memory import bytes_in_float64
@@ -60,7 +61,7 @@ def measured(plan: Plan, environment: Environment) -> Iterator[str | dict[str, A
         "workloads": {
             case.id.removesuffix(f"-{case.check}"): task.axes[case.id] for task in tasks for case in task.cases
         },
-        "measured": sorted(found, key=lambda row: [row[name] for name in ("op", "dtype", "output", "who", "against")]),
+        "measured": in_order(found),
         "absent": dict(sorted(absent.items())),
     }
 

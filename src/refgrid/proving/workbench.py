@@ -57,11 +57,14 @@ class Laid:
 class Workbench:
     """Runs what one case needs on one device; `seconds`, `hashes`, `axes` and `shrunk` tell of the case begun last.
 
-    `limit` bounds the bytes of memory that a case may take.
+    `limit` bounds the bytes of memory that a case may take; so many seeds in a row have the same weights as `sharing`.
     """
 
-    def __init__(self, dataset: DataSet, sources: Sources, device: str, limit: float = math.inf) -> None:
+    def __init__(
+        self, dataset: DataSet, sources: Sources, device: str, limit: float = math.inf, sharing: int = 1
+    ) -> None:
         self.dataset, self.sources, self.device, self.limit = dataset, sources, device, limit
+        self._sharing = sharing
         self.begin()
         self._key: tuple[str, str, str, int] | None = None
         self._laid: Laid | None = None
@@ -92,7 +95,8 @@ class Workbench:
             definition = definition_of(self.dataset, case)
             workload, shrunk = self._fitted(definition, case)
             with self.timed("inputs"):
-                inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root)
+                weights_seed = case.seed - case.seed % self._sharing
+                inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root, weights_seed)
             axes = definition.axis_values(workload.axes)
             self._laid = Laid("/".join(map(str, key)), case.op, definition, axes, inputs, shrunk)
             self._key = key
