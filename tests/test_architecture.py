@@ -152,7 +152,7 @@ PARTS: dict[str, set[str]] = {
     "records": {"dataset", "environments"},
     "report": {"dataset", "environments", "records"},
     "overlays": {"environments"},
-    "calibration": {"dataset", "environments", "proving", "records"},
+    "calibration": {"dataset", "environments", "proving", "records", "running"},
     "warming": {"dataset"},
     "mutants": {"dataset", "proving", "records", "report"},
 }

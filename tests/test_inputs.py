@@ -241,6 +241,19 @@ class TestWeights:
 
         assert not module._kept
 
+    def test_go_when_another_seed_comes(self) -> None:
+        for seed in range(3):
+            make(NORM, {"batch": 2}, seed=seed)
+
+        assert len(module._kept) == 1
+
+    def test_can_be_of_another_seed_than_the_rest(self) -> None:
+        made = [make_inputs(NORM, workload(NORM, {"batch": 2}), seed, "cpu", None, 40) for seed in (41, 42)]
+
+        assert made[0].tensors["weight"] is made[1].tensors["weight"]
+        assert not torch.equal(*(tensor(each, "x") for each in made))
+        assert torch.equal(tensor(made[0], "weight"), tensor(make(NORM, {"batch": 2}, seed=40), "weight"))
+
     def test_another_definition_of_the_same_name_has_its_own(self) -> None:
         wider = definition({"x": (["batch", "n"], "bfloat16"), "weight": (["n"], "bfloat16")}, {"n": 16})
         make(NORM, {"batch": 2})

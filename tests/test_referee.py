@@ -177,7 +177,7 @@ def test_a_formula_that_fails_where_sources_agree_is_no_agreement(bench: Bench, 
 def test_without_memory_for_float64_the_mismatch_stays_and_says_so(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refgrid.proving.workbench._WIDER", 1e15)
+    monkeypatch.setattr("refgrid.dataset.memory._WIDER", 1e15)
 
     told = bench.refuted("agreement", one=exactly, two=off_by(1.0))
 

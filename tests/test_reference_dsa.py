@@ -33,7 +33,8 @@ COUNTS = {  # keys of each token, of a topk of 8 and 20 slots
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The module's chunk size, one that holds two or three tokens or pages, and one that holds none whole."""
     if request.param != "as-is":
-        monkeypatch.setattr(dsa, "CHUNK_ELEMENTS", {"small-chunks": 3000, "one-at-a-time": 1}[request.param])
+        elements = {"small-chunks": 3000, "one-at-a-time": 1}[request.param]
+        monkeypatch.setattr(dsa, "block_elements", lambda _: elements)
 
 
 def near(given: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], output: dict[str, float] = BFLOAT16) -> None:

@@ -72,7 +72,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param == "small-tiles":
         monkeypatch.setattr(grouped, "TILE_ROWS", 3)
         monkeypatch.setattr(grouped, "BLOCK_KEYS", 5)
-        monkeypatch.setattr(grouped, "CHUNK_ELEMENTS", 200)
+        monkeypatch.setattr(grouped, "block_elements", lambda _: 200)
 
 
 @pytest.mark.usefixtures("cut")

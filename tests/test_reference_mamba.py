@@ -59,7 +59,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """The module's own blocks, and ones so small that a batch has several: states of (4, 3, 8) have 96 numbers."""
     small = {"a row": 1, "three rows": 3 * 4 * 3 * 8 + 5}
     if request.param in small:
-        monkeypatch.setattr(mamba, "BLOCK_ELEMENTS", small[request.param])
+        monkeypatch.setattr(mamba, "block_elements", lambda _: small[request.param])
 
 
 @pytest.mark.usefixtures("blocks")
@@ -213,7 +213,7 @@ def test_peak_memory_is_below_four_times_inputs_and_outputs(batch: int, cache: i
 
 def test_a_batch_is_taken_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = naive.drawn(list(range(64)), 64, (8, 2), (64, 128))
-    monkeypatch.setattr(mamba, "BLOCK_ELEMENTS", 64 * 8 * 64 * 128)
+    monkeypatch.setattr(mamba, "block_elements", lambda _: 64 * 8 * 64 * 128)
     whole = peak_memory.peak_bytes(lambda: mamba_ssu_decode(**inputs))
-    monkeypatch.setattr(mamba, "BLOCK_ELEMENTS", 8 * 64 * 128)
+    monkeypatch.setattr(mamba, "block_elements", lambda _: 8 * 64 * 128)
     assert peak_memory.peak_bytes(lambda: mamba_ssu_decode(**inputs)) < whole / 2

@@ -48,7 +48,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param == "small-tiles":
         monkeypatch.setattr(attention, "TILE_ROWS", 3)
         monkeypatch.setattr(attention, "BLOCK_KEYS", 5)
-        monkeypatch.setattr(attention, "CHUNK_ELEMENTS", 200)
+        monkeypatch.setattr(attention, "block_elements", lambda _: 200)
 
 
 def near(given: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], output: dict[str, float] = BFLOAT16) -> None:

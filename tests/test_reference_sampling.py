@@ -177,7 +177,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     probs, k, p = ROWS.repeat(50, 1), torch.arange(300, dtype=torch.int32) % 9, torch.linspace(0, 1, 300)
     drawn = []
     for elements in (1, 5000, 2**21):
-        monkeypatch.setattr(sampling, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(sampling, "block_elements", lambda _, elements=elements: elements)
         torch.manual_seed(7)
         drawn.append(top_k_top_p_sampling_from_probs(probs, k, p))
 

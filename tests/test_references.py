@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from refgrid_references import attention, fused_add_rmsnorm, gemm, gqa_paged_decode, gqa_paged_prefill_causal, rmsnorm
+from refgrid_references.blocks import block_elements
 
 Tensor: TypeAlias = torch.Tensor
 BFLOAT16 = {"atol": 1e-2, "rtol": 8e-3}  # one rounding, 2^-8 relative, and a margin near zero
@@ -81,7 +82,7 @@ def test_gemm_in_blocks_of_rows_is_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     torch.manual_seed(0)
     a, b = torch.randn(5, 16).half(), torch.randn(29, 16).half()
     whole = gemm(a, b)
-    monkeypatch.setitem(gemm.__globals__, "BLOCK_ELEMENTS", 50)
+    monkeypatch.setitem(gemm.__globals__, "block_elements", lambda _: 50)
     with LargestAllocation() as seen:
         assert_near(gemm(a, b), whole.double(), {"atol": 1e-3, "rtol": 1e-3})
     assert seen.elements < b.numel()
@@ -200,7 +201,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.param == "small-tiles":
         monkeypatch.setattr(attention, "TILE_ROWS", 3)
         monkeypatch.setattr(attention, "BLOCK_KEYS", 5)
-        monkeypatch.setattr(attention, "CHUNK_ELEMENTS", 200)
+        monkeypatch.setattr(attention, "block_elements", lambda _: 200)
 
 
 @pytest.mark.usefixtures("cut")
@@ -349,7 +350,7 @@ def test_a_long_sequence_is_read_in_blocks(qo_len: int, kv_len: int) -> None:
     q = torch.zeros(qo_len, 8, 16)
     with LargestAllocation() as seen:
         output, lse = gqa_paged_prefill_causal(q, cache, cache, qo_indptr, indptr, indices, sm_scale=1.0)
-    assert seen.elements <= attention.CHUNK_ELEMENTS
+    assert seen.elements <= block_elements(cache.device)
     assert_near(lse[-1], torch.full((8,), math.log2(kv_len), dtype=torch.float64), FLOAT32)
     assert_near(output[-1], cache.double().mean(0).squeeze(0).expand(8, 16), FLOAT32)
 

@@ -8,9 +8,10 @@ import math
 
 import torch
 
+from refgrid_references.blocks import block_elements
+
 TILE_ROWS = 64  # queries of one sequence that share the gathered keys
 BLOCK_KEYS = 256  # keys of one sequence gathered at once, more where few tiles are left
-CHUNK_ELEMENTS = 2**21  # elements of the largest temporary: 8 MiB in float32, about a CPU's cache
 
 
 def paged_lengths(kv_indptr: torch.Tensor, kv_last_page_len: torch.Tensor | None, page_size: int) -> torch.Tensor:
@@ -62,11 +63,11 @@ def attend(
     per_key = max(row.shape[1] * heads, v.shape[2] * d)  # elements: scores, gathered keys
     output = q[0].new_zeros(total_q + 1, heads, v.shape[3])  # row total_q takes what tiles hold beyond their end
     lse = q[0].new_full((total_q + 1, heads), -math.inf, dtype=torch.float32)
-    first = 0
+    elements, first = block_elements(v.device), 0
     while first < len(longest):
-        fit = max(1, CHUNK_ELEMENTS // (per_key * max(d, min(longest[first], BLOCK_KEYS))))
+        fit = max(1, elements // (per_key * max(d, min(longest[first], BLOCK_KEYS))))
         count = min(fit, len(longest) - first)
-        part, block = slice(first, first + count), max(1, CHUNK_ELEMENTS // (per_key * count))
+        part, block = slice(first, first + count), max(1, elements // (per_key * count))
         rows = row[part].clamp(max=total_q - 1)
         x = [by_head(each[rows], v.shape[2]) * (sm_scale * math.log2(math.e)) for each in q]
         o, lse[row[part]] = attend_tiles(x, k, v, seen[part], pages[part], kv_indices, longest[first], block)

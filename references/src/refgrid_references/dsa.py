@@ -8,7 +8,7 @@ import math
 
 import torch
 
-CHUNK_ELEMENTS = 2**21  # elements of the largest temporary: 8 MiB in float32, about a CPU's cache
+from refgrid_references.blocks import block_elements
 
 
 def dsa_sparse_attention(
@@ -31,9 +31,10 @@ def dsa_sparse_attention(
     lse = q_nope.new_empty(q_nope.shape[:2], dtype=torch.float32)
     index = sparse_indices.sort(dim=1, descending=True).values  # the keys of a token are a set: none comes last
     keys, order = (index >= 0).sum(dim=1).sort(descending=True, stable=True)  # tokens with most keys first
-    caches, first, keys = (ckv_cache.flatten(0, 1), kpe_cache.flatten(0, 1)), 0, keys.clamp(min=1).tolist()
+    caches, keys = (ckv_cache.flatten(0, 1), kpe_cache.flatten(0, 1)), keys.clamp(min=1).tolist()
+    elements, first = block_elements(ckv_cache.device), 0
     while first < len(keys):
-        fit = max(1, CHUNK_ELEMENTS // (keys[first] * (ckv_cache.shape[2] + kpe_cache.shape[2])))
+        fit = max(1, elements // (keys[first] * (ckv_cache.shape[2] + kpe_cache.shape[2])))
         part = order[first : first + fit]
         q = (q_nope[part].float(), q_pe[part].float())
         o, lse[part] = attend_to_chosen(*q, *caches, index[part, : keys[first]].long(), sm_scale)
@@ -116,7 +117,8 @@ def index_scores(
     sequence, number = used.nonzero(as_tuple=True)  # every page of every sequence
     longest = int(used.sum(dim=1).max()) if batch else 0
     scores = torch.zeros(batch, longest, page_size, device=weights.device)
-    q, pages = q_index_fp8.float(), max(1, CHUNK_ELEMENTS // (max(heads, page_size) * max(d, page_size)))
+    q = q_index_fp8.float()
+    pages = max(1, block_elements(q.device) // (max(heads, page_size) * max(d, page_size)))
     for b, i in zip(sequence.split(pages), number.split(pages), strict=True):
         k = unpack_pages(k_index_cache_fp8, block_table[b, i], d)  # [n, page_size, d]
         s = torch.relu(q[b] @ k.mT)  # [n, heads, page_size]

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from refgrid_references.attention import BLOCK_KEYS, CHUNK_ELEMENTS, TILE_ROWS, attend_tiles, by_head
+from refgrid_references.attention import BLOCK_KEYS, TILE_ROWS, attend_tiles, by_head
+from refgrid_references.blocks import block_elements
 
 CAUSAL = 1  # of the mask types; in the other, 0, every query of a slice sees every key of its range
 
@@ -33,11 +34,11 @@ def gqa_grouped(
     place = torch.arange(k.shape[0], device=k.device)  # of each key in k: as pages of one token, in order
     output = q.new_zeros(total_q + 1, heads, d)  # row total_q takes what tiles hold beyond their end
     lse = q.new_full((total_q + 1, heads), -math.inf, dtype=torch.float32)
-    first = 0
+    elements, first = block_elements(k.device), 0
     while first < len(longest):
-        fit = max(1, CHUNK_ELEMENTS // (per_key * max(d, min(longest[first], BLOCK_KEYS))))
+        fit = max(1, elements // (per_key * max(d, min(longest[first], BLOCK_KEYS))))
         count = min(fit, len(longest) - first)
-        part, block = slice(first, first + count), max(1, CHUNK_ELEMENTS // (per_key * count))
+        part, block = slice(first, first + count), max(1, elements // (per_key * count))
         rows = row[part].clamp(max=total_q - 1)
         x = by_head(q[rows], k.shape[1]) * (sm_scale * math.log2(math.e))
         o, lse[row[part]] = attend_tiles(

@@ -7,7 +7,7 @@ Each channel of a head holds a state s [dstate]. A token decays it, adds its inp
 
 import torch
 
-BLOCK_ELEMENTS = 2**20  # of states taken at once: 4 MiB in float32, about a CPU's cache
+from refgrid_references.blocks import block_elements
 
 
 def mamba_ssu_decode(
@@ -30,7 +30,7 @@ def mamba_ssu_decode(
     """
     output, new_state = torch.zeros_like(x), state.clone()
     real = (state_batch_indices >= 0).nonzero()[:, 0]
-    for row in real.split(max(1, BLOCK_ELEMENTS // A.numel())):
+    for row in real.split(max(1, block_elements(state.device) // A.numel())):
         slot = state_batch_indices[row].long()
         token = [each[row].float() for each in (x, dt, B, C)]
         y, s = update(state[slot].float(), token, A, D.float(), dt_bias.float())

@@ -6,7 +6,8 @@ dropped together. The thresholds are found by radix selection: no row is sorted.
 
 import torch
 
-BLOCK_ELEMENTS = 2**21  # probabilities filtered at once: 8 MiB, about a CPU's cache
+from refgrid_references.blocks import block_elements
+
 RADIX_BITS = 10  # of each of the three digits of a float32 from 0 to 1, whose first two bits are 0
 
 
@@ -43,7 +44,7 @@ def sample(probs: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor 
     Masses are float64: in float32 the running sum of 262,208 numbers is off by more than the least of them.
     """
     u = torch.rand(probs.shape[0], 1, dtype=torch.float64, device=probs.device)
-    rows = max(1, BLOCK_ELEMENTS // max(probs.shape[1], 1 << RADIX_BITS))
+    rows = max(1, block_elements(probs.device) // max(probs.shape[1], 1 << RADIX_BITS))
     samples = [torch.empty(0, dtype=torch.int64, device=probs.device)]
     for first in range(0, probs.shape[0], rows):
         part = slice(first, first + rows)
@@ -97,12 +98,24 @@ def weigh(p: torch.Tensor, weights: torch.Tensor | None, prefix: torch.Tensor, s
     p, weights as in reaching, prefix [rows, 1] int32; `shift` bits follow the digit. All p of one digit have one
     exponent, so that their float64 sum is exact in any order: this is deterministic on a GPU too.
     """
+    bins = 2 << RADIX_BITS
+    held = torch.bincount(places(p, prefix, shift), weights, p.shape[0] * bins)
+    return held.view(-1, bins)[:, : bins // 2].flip(1)
+
+
+def places(p: torch.Tensor, prefix: torch.Tensor, shift: int) -> torch.Tensor:
+    """Where each p is counted: a row has a bin for each digit, and as many again for what does not begin with `prefix`.
+
+    That is spread by its digit too, as one bin for all of it would be added to one after the other. p, prefix and shift
+    as in weigh -> [rows * vocab_size] int32.
+    """
     digits = 1 << RADIX_BITS
-    bins = digits + 2  # one for each digit, the first for what lies below the prefix and the last for what lies above
-    row = torch.arange(p.shape[0], dtype=torch.int32, device=p.device)[:, None] * bins
-    place = (p.view(torch.int32) >> shift).sub_(prefix << RADIX_BITS).clamp_(-1, digits).add_(row + 1)
-    held = torch.bincount(place.flatten(), weights, p.shape[0] * bins)
-    return held.view(-1, bins)[:, 1:-1].flip(1)
+    place = (p.view(torch.int32) >> shift).bitwise_and_((1 << 31 - shift) - 1)  # without the sign that -0.0 has
+    place.bitwise_xor_(prefix << RADIX_BITS)  # below `digits` where it begins with `prefix`
+    for part in place.tensor_split(2, dim=1):  # one after the other, for half the memory
+        torch.minimum(part, (part & (digits - 1)).add_(digits), out=part)
+    row = torch.arange(p.shape[0], dtype=torch.int32, device=p.device)[:, None]
+    return place.add_(row * 2 * digits).flatten()
 
 
 def draw(mass: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from refgrid.calibration.distance import Distance, distance
 from refgrid.calibration.rounding import FLOAT64, FORMULA, REFERENCE, UNIT, least_rtol
 from refgrid.dataset.case import Case
-from refgrid.dataset.definition import DataSet
+from refgrid.dataset.definition import DataSet, DefinitionError
 from refgrid.dataset.reference import compile_reference
 from refgrid.proving.finding import judge
 from refgrid.proving.forms import form_of
@@ -23,6 +23,9 @@ from refgrid.proving.workbench import Laid, Workbench
 from refgrid.sources import Sources
 
 PERCENTILES = (50, 90, 99, 100)
+# How many draws in a row have the same weights. On a GPU these are of the definition's own size, so that drawing them
+# takes longer than all that is measured with them; each token then goes through others of them.
+_SHARING = {"cpu": 1, "cuda": 40}
 
 
 @dataclass(frozen=True, order=True)
@@ -43,7 +46,7 @@ class Measurer:
     """Measures cases on one device, one draw at a time."""
 
     def __init__(self, dataset: DataSet, sources: Sources, device: str) -> None:
-        self._bench = Workbench(dataset, sources, device)
+        self._bench = Workbench(dataset, sources, device, sharing=_SHARING[device])
         self._sources, self._device = sources, device
         self.draws: Draws = defaultdict(list)
         self.absent: dict[str, str] = {}  # "source, case" -> why it gave nothing there
@@ -54,7 +57,13 @@ class Measurer:
         if not any(_calibrates(case.op, name, spec.dtype) for name, spec in outputs.items()):
             return
         for seed in seeds:
-            self._draw(replace(case, seed=seed))
+            draw = replace(case, seed=seed)
+            try:
+                self._draw(draw)
+            except DefinitionError:  # no draw of it can do better
+                raise
+            except Exception as error:  # noqa: BLE001 - other draws and ops are still to be measured; `broken` tells it
+                self._missing(REFERENCE, draw, error)
         self._bench.clear()
 
     def _draw(self, case: Case) -> None:
@@ -92,10 +101,13 @@ class Measurer:
             try:
                 truths[source] = self._bench.truth(laid, case, source)
             except Exception as error:  # noqa: BLE001 - judged and told below
-                verdict, reason = judge(error)
-                where = case.id if verdict.colour == "red" else case.name  # what is not there, is not for any seed
-                self.absent[f"{source}, {where}"] = f"{verdict.value}: {reason}"
+                self._missing(source, case, error)
         return truths
+
+    def _missing(self, who: str, case: Case, error: Exception) -> None:
+        verdict, reason = judge(error)
+        where = case.id if verdict.colour == "red" else case.name  # what is not there, is not for any seed
+        self.absent[f"{who}, {where}"] = f"{verdict.value}: {reason}"
 
 
 def told(draws: Mapping[Subject, Sequence[Distance]]) -> list[dict[str, Any]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from refgrid.environments.measured import Environment
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -16,7 +20,13 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--environment", default="local", help="Name of what is measured; also the file's.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to measure.")
 @click.option("--seeds", type=click.IntRange(min=1), default=360, show_default=True, help="Draws of each op.")
-@click.option("--op", "ops", multiple=True, metavar="OP", help="Only this op; may be repeated. Implies --no-derive.")
+@click.option(
+    "--op",
+    "ops",
+    multiple=True,
+    metavar="OP",
+    help="Only this op, the others stay; may be repeated. Implies --no-derive.",
+)
 @click.option("-n", "processes", type=click.IntRange(min=1), default=2, show_default=True, help="Processes.")
 @click.option("--results", type=_FOLDER, default="results", help="Folder of the records; measurements in calibration/.")
 @click.option("--measure/--no-measure", default=True, help="Measure here, or take the measurements that there are.")
@@ -51,26 +61,44 @@ def calibrate(
 
 
 def _measure(plan: object, environment: str, folder: Path) -> dict[str, Any]:
+    from refgrid.calibration.joined import joined
     from refgrid.calibration.run import Plan, measured, written
     from refgrid.dataset.definition import DefinitionError
     from refgrid.environments.measured import measure
+    from refgrid.running.dealing import DealingError
     from refgrid.sources import Sources
 
     assert isinstance(plan, Plan)
     _demand_ops(plan.ops, Sources().ops)
+    here, file = measure(environment, plan.device, Sources().distributions), folder / f"{environment}.json"
+    earlier = _earlier(file, here, plan.seeds) if plan.ops else None
     found: dict[str, Any] = {}
     try:
-        for told in measured(plan, measure(environment, plan.device, Sources().distributions)):
+        for told in measured(plan, here):
             if isinstance(told, str):
                 click.echo(f"measured: {told}")
             else:
                 found = told
     except DefinitionError as error:
         raise click.UsageError(str(error)) from error
-    file = folder / f"{environment}.json"
-    written(found, file)
+    except DealingError as error:
+        raise click.ClickException(f"{error}; nothing was written") from error
+    written(joined(found, earlier) if earlier else found, file)
     click.echo(f"written: {file}")
     return found
+
+
+def _earlier(file: Path, here: Environment, seeds: int) -> dict[str, Any] | None:
+    from refgrid.calibration.joined import OtherEnvironment, demand_same
+
+    if not file.exists():
+        return None
+    earlier: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        demand_same(earlier, here, seeds)
+    except OtherEnvironment as error:
+        raise click.UsageError(f"{file}: {error}") from error
+    return earlier
 
 
 def _demand_ops(asked: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ _INPUTS, _OUTPUTS = 2, 3
 # What a reference takes while it works: less than four times its inputs and outputs, and no more than this for a large
 # cache. tests/test_peak_memory.py holds them to it.
 _WORK, _MOST_WORK = 4, 2 * 2**30
+_WIDER = 4  # bfloat16 as float64
 # Of a GPU's memory, what the CUDA context and the libraries' workspaces leave.
 _SHARE_OF_GPU = 0.9
 
@@ -48,6 +49,11 @@ def bytes_needed(definition: Definition, axes: Mapping[str, int]) -> float:
     inputs, outputs = _growing(definition, axes)
     work = min(_WORK * (inputs + outputs), _MOST_WORK)
     return _INPUTS * (weight_bytes(definition) + inputs) + _OUTPUTS * outputs + work
+
+
+def bytes_in_float64(definition: Definition, axes: Mapping[str, int]) -> float:
+    """The same for a formula that computes everything in float64."""
+    return _WIDER * bytes_needed(definition, axes)
 
 
 def bytes_free(device: str, limit: float = math.inf) -> float:

@@ -29,7 +29,6 @@ from refgrid.sources import Adapter, NoReferee, Sources
 
 _KEPT_BYTES = 4 * 2**30
 _ALIGNED = 512  # bytes, as CUDA's allocator aligns; a CPU's aligns to 64
-_WIDER = 4  # times the memory of a case: bfloat16 as float64
 
 
 @dataclass
@@ -56,11 +55,14 @@ class Laid:
 class Workbench:
     """Runs what one case needs on one device; `seconds`, `hashes`, `axes` and `shrunk` tell of the case begun last.
 
-    `limit` bounds the bytes of memory that a case may take.
+    `limit` bounds the bytes of memory that a case may take; so many seeds in a row have the same weights as `sharing`.
     """
 
-    def __init__(self, dataset: DataSet, sources: Sources, device: str, limit: float = math.inf) -> None:
+    def __init__(
+        self, dataset: DataSet, sources: Sources, device: str, limit: float = math.inf, sharing: int = 1
+    ) -> None:
         self.dataset, self.sources, self.device, self.limit = dataset, sources, device, limit
+        self._sharing = sharing
         self.begin()
         self._key: tuple[str, str, str, int] | None = None
         self._laid: Laid | None = None
@@ -91,7 +93,8 @@ class Workbench:
             definition = definition_of(self.dataset, case)
             workload, shrunk = self._fitted(definition, case)
             with self.timed("inputs"):
-                inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root)
+                weights_seed = case.seed - case.seed % self._sharing
+                inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root, weights_seed)
             axes = definition.axis_values(workload.axes)
             self._laid = Laid("/".join(map(str, key)), case.op, definition, axes, inputs, shrunk)
             self._key = key
@@ -202,7 +205,7 @@ class Workbench:
         formula raises.
         """
         formula = self.sources.referee(bench.op, self.device)
-        wanted = _WIDER * memory.bytes_needed(bench.definition, bench.axes)
+        wanted = memory.bytes_in_float64(bench.definition, bench.axes)
         free = memory.bytes_free(self.device, self.limit)
         if wanted > free:
             raise NoReferee(f"{memory.told_bytes(wanted)} for it, and {memory.told_bytes(free)} are free")

@@ -16,15 +16,23 @@ from refgrid.proving.inputs.rules import turn
 __all__ = ["Drawing", "Inputs", "Value", "make_inputs"]
 
 
-def make_inputs(definition: Definition, workload: Workload, seed: int, device: str, root: Path | None) -> Inputs:
+def make_inputs(
+    definition: Definition,
+    workload: Workload,
+    seed: int,
+    device: str,
+    root: Path | None,
+    weights_seed: int | None = None,
+) -> Inputs:
     """Draw the inputs of one workload on the CPU generator and place them on `device`.
 
-    Tensors of constant shape (weights) depend on the definition alone and are kept until another definition comes.
+    Tensors of constant shape (weights) depend on the definition and `weights_seed` (default: `seed`) alone and are kept
+    until others come.
     Raises DefinitionError for an open axis, a constraint that does not hold, a file that does not fit, or an input
     that nothing says how to draw.
     """
-    forget_weights(but_of=definition.name)
-    drawing = Drawing(definition, workload, seed, device, root)
+    drawing = Drawing(definition, workload, seed, device, root, weights_seed)
+    forget_weights(but_of=(definition.name, drawing.weights_seed))
     for name in sorted(definition.inputs, key=lambda name: turn(definition.op_type, name)):
         drawing.demand_constraints(whole=False)
         drawing.values[name] = drawing.make(name)

@@ -32,8 +32,17 @@ class Inputs:
 class Drawing:
     """The inputs of one workload while they are made; builders look at those made before."""
 
-    def __init__(self, definition: Definition, workload: Workload, seed: int, device: str, root: Path | None) -> None:
-        self.definition, self.workload, self.seed, self.device, self.root = definition, workload, seed, device, root
+    def __init__(
+        self,
+        definition: Definition,
+        workload: Workload,
+        seed: int,
+        device: str,
+        root: Path | None,
+        weights_seed: int | None = None,
+    ) -> None:
+        self.definition, self.workload, self.device, self.root = definition, workload, device, root
+        self.seed, self.weights_seed = seed, seed if weights_seed is None else weights_seed
         self.axes = definition.axis_values(workload.axes)
         self.values: dict[str, Value] = {}
         self.cpu: dict[str, torch.Tensor] = {}
@@ -61,8 +70,8 @@ class Drawing:
 
     def generator(self, name: str) -> torch.Generator:
         """The input's own; a weight has the same numbers at every size."""
-        size = "" if self.is_weight(name) else self.workload.uuid
-        text = f"{self.definition.name}/{size}/{name}/{self.seed}"
+        size, number = ("", self.weights_seed) if self.is_weight(name) else (self.workload.uuid, self.seed)
+        text = f"{self.definition.name}/{size}/{name}/{number}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
         return torch.Generator().manual_seed(seed)
 
@@ -144,9 +153,9 @@ class Drawing:
         return spec.value
 
 
-def forget_weights(*, but_of: str) -> None:
-    """Let go of the weights of every other definition."""
-    for key in [key for key in _kept if key[0] != but_of]:
+def forget_weights(*, but_of: tuple[str, int]) -> None:
+    """Let go of the weights of every other definition and seed, as they can be gigabytes."""
+    for key in [key for key in _kept if key[:2] != but_of]:
         del _kept[key]
 
 
@@ -156,7 +165,10 @@ _kept: dict[tuple[object, ...], tuple[torch.Tensor, bytes]] = {}
 def _weight(drawing: Drawing, name: str, build: Builder) -> Value:
     """Drawn and hashed once a definition: a weight can be a gigabyte, and every size of the definition shares it."""
     # shape and dtype are told too: another data set may have another definition of the same name
-    key = (drawing.definition.name, name, drawing.seed, drawing.device, drawing.shape(name), drawing.dtype(name))
+    key = (
+        *(drawing.definition.name, drawing.weights_seed, name),
+        *(drawing.device, drawing.shape(name), drawing.dtype(name)),
+    )
     if key not in _kept:
         whole, drawing.digest = drawing.digest, xxhash.xxh3_128()
         value = build(drawing, name)

@@ -1,0 +1,101 @@
+"""Tasks dealt to devices: heaviest first, within memory and processes, each process on its own device."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from refgrid.running import dealing
+from refgrid.running.dealing import CPU, DealingError, dealt, rooms
+from refgrid.running.devices import FAKE, VISIBLE
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A task that notes who else is there while it runs."""
+
+    name: str
+    need: float
+    folder: Path
+    wants: int = 1  # goes on when so many have begun
+
+
+def noted(piece: Piece) -> tuple[str, str | None, list[str]]:
+    """Its name, its process's device, and what ran when it began, by the names of files."""
+    beside = sorted(path.name for path in piece.folder.iterdir())
+    here = piece.folder / piece.name
+    here.touch()
+    (piece.folder.parent / f"{piece.name}.begun").touch()
+    while len(list(piece.folder.parent.glob("*.begun"))) < piece.wants:
+        pass
+    here.unlink()
+    return piece.name, os.environ.get(VISIBLE), beside
+
+
+def killed(piece: Piece) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return piece.name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "running").mkdir()
+    return tmp_path / "running"
+
+
+def test_every_task_is_done_once_the_heaviest_begins_and_none_beside_what_leaves_no_room(folder: Path) -> None:
+    pieces = [Piece(name, need, folder) for name, need in (("a", 1), ("b", 9), ("c", 6), ("d", 5))]
+
+    results = list(dealt(pieces, noted, {CPU: 10}, 4))
+
+    assert sorted(name for name, _, _ in results) == ["a", "b", "c", "d"]
+    ran_beside = {name: beside for name, _, beside in results}
+    assert ran_beside["b"] == []
+    assert "b" not in ran_beside["c"] + ran_beside["d"]
+    assert "c" not in ran_beside["d"]
+
+
+def test_what_fits_runs_at_once(folder: Path) -> None:
+    pieces = [Piece(name, 3, folder, wants=3) for name in "abc"]  # each waits for the other two
+
+    assert len(list(dealt(pieces, noted, {CPU: 10}, 3))) == 3
+
+
+def test_what_fits_nowhere_runs_alone_instead_of_never(folder: Path) -> None:
+    pieces = [Piece("huge", 99, folder), Piece("small", 1, folder)]
+
+    results = {name: beside for name, _, beside in dealt(pieces, noted, {CPU: 10}, 2)}
+
+    assert results == {"huge": [], "small": []}
+
+
+def test_processes_stay_on_their_device_and_all_devices_are_used(folder: Path) -> None:
+    pieces = [Piece(name, 6, folder, wants=2) for name in "ab"]  # no device holds both
+
+    found = {device for _, device, _ in dealt(pieces, noted, {"GPU-1": 10, "GPU-2": 10}, 2)}
+
+    assert found == {"GPU-1", "GPU-2"}
+
+
+def test_a_process_that_dies_ends_it_and_says_what_ran(folder: Path) -> None:
+    with pytest.raises(DealingError, match=r"a process on the CPU died; there ran, .*: moe \(2\.0 GiB\)"):
+        list(dealt([Piece("moe", 2**31, folder)], killed, {CPU: 1}, 1))
+
+
+def test_rooms_are_the_visible_gpus_without_what_cuda_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FAKE, "GPU-a:10GiB,GPU-b:20GiB")
+    monkeypatch.setenv(VISIBLE, "GPU-b")
+
+    assert rooms("cuda") == {"GPU-b": pytest.approx(18 * 2**30)}
+
+
+def test_without_a_gpu_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dealing, "visible_devices", lambda: ())
+
+    with pytest.raises(DealingError, match="no GPU is visible"):
+        rooms("cuda")
+    assert list(rooms("cpu")) == [CPU]

@@ -1,0 +1,71 @@
+"""Some ops measured anew, and the others of the same measurement."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from refgrid.calibration.joined import OtherEnvironment, demand_same, joined
+from refgrid.cli import main
+from refgrid.environments.measured import Environment, measure
+from refgrid.sources import Sources
+
+
+def row(op: str, draws: int) -> dict[str, Any]:
+    return {"op": op, "dtype": "float32", "output": "y", "who": "lib", "against": "float64", "draws": draws}
+
+
+def told(date: str, **ops: int) -> dict[str, Any]:
+    return {
+        "date": date,
+        "workloads": {f"{op}_h4-b1": {"b": 1} for op in ops},
+        "measured": [row(op, draws) for op, draws in ops.items()],
+        "absent": {f"lib, {op}_h4-b1-shape": "missing: no lib" for op in ops},
+    }
+
+
+def here() -> Environment:
+    return measure("there", "cpu", Sources().distributions)
+
+
+def test_ops_measured_anew_replace_theirs_and_no_others() -> None:
+    found = joined(told("later", norm_fused=2), told("earlier", gemm=1, norm=1, norm_fused=1))
+
+    assert [(each["op"], each["draws"]) for each in found["measured"]] == [("gemm", 1), ("norm", 1), ("norm_fused", 2)]
+    assert set(found["workloads"]) == {"gemm_h4-b1", "norm_h4-b1", "norm_fused_h4-b1"}
+    assert len(found["absent"]) == 3
+    assert found["date"] == "earlier"
+
+
+def test_what_an_op_lacked_before_is_not_lacking_any_more() -> None:
+    assert joined({**told("later", gemm=1), "absent": {}}, told("earlier", gemm=1))["absent"] == {}
+
+
+def test_another_version_or_number_of_seeds_is_refused() -> None:
+    earlier = {"environment": {**vars(here()), "torch": "1.0", "gpu_count": 7}, "seeds": 9}
+
+    with pytest.raises(OtherEnvironment, match=r"torch was 1\.0, and is .*; seeds was 9, and is 3\. Measure all ops"):
+        demand_same(earlier, here(), 3)
+
+
+def test_the_command_keeps_the_other_ops(tmp_path: Path) -> None:
+    def run(*ops: str, seeds: int = 2) -> Any:
+        options = [f"--op={op}" for op in ops]
+        return CliRunner().invoke(main, ["calibrate", *options, f"--seeds={seeds}", "-n", "1", f"--results={tmp_path}"])
+
+    def ops() -> set[str]:
+        file = tmp_path / "calibration" / "local.json"
+        return {each["op"] for each in json.loads(file.read_text())["measured"]}
+
+    assert run("rmsnorm").exit_code == 0
+    assert ops() == {"rmsnorm"}
+    assert run("gemm").exit_code == 0
+    assert ops() == {"rmsnorm", "gemm"}
+    refused = run("gemm", seeds=3)
+
+    assert refused.exit_code == 2
+    assert "local.json: the other ops were measured elsewhere: seeds was 2, and is 3" in refused.output
