@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -94,16 +95,14 @@ def mutants(session: nox.Session) -> None:
 @nox.session(default=False)
 def matrix(session: nox.Session) -> None:
     """Run what this machine can and has not run, then print the matrix; fails if it is red or nothing was proven."""
-    _sync(session)
-    session.install("--no-deps", *SOURCES)
+    _sync_with_sources(session)
     session.run("refgrid", "run", f"--nox={sys.executable}", *session.posargs, interrupt_timeout=ACCOUNTING_TIME)
 
 
 @nox.session(default=False)
 def ci(session: nox.Session) -> None:
     """Plan the jobs of a workflow, or merge their records: `-- plan ...`, `-- merge ...`; needs no torch."""
-    _sync(session)
-    session.install("--no-deps", *SOURCES)
+    _sync_with_sources(session)
     session.run("refgrid", "ci", *session.posargs)
 
 
@@ -118,8 +117,7 @@ def render(session: nox.Session) -> None:
 @nox.session(default=False)
 def plan(session: nox.Session) -> None:
     """Count the cases that a run owes; needs no torch."""
-    _sync(session)
-    session.install("--no-deps", *SOURCES)
+    _sync_with_sources(session)
     session.run("refgrid", "plan", *session.posargs)
 
 
@@ -372,6 +370,25 @@ def _sync(session: nox.Session, *groups: str) -> None:
     """The instrument as uv.lock pins it, without torch."""
     where = {"UV_PROJECT_ENVIRONMENT": session.virtualenv.location, "UV_PYTHON": session.virtualenv.location}
     session.run_install("uv", "sync", "--locked", "--no-default-groups", *groups, env=where)
+
+
+def _sync_with_sources(session: nox.Session) -> None:
+    """Who brings sources too, without what they need; built again only where a project file has changed."""
+    made, now = Path(session.virtualenv.location, "made-of"), _projects()
+    if made.is_file() and made.read_text() == now:
+        _sync(session, "--inexact")  # which leaves them there
+        return
+    _sync(session)
+    if session.run_install("uv", "pip", "install", "--no-deps", *SOURCES):  # under --no-install nothing is
+        made.write_text(now)
+
+
+def _projects() -> str:
+    """What an editable install is made of: where the sources are, and what the project files and the lock say."""
+    told = hashlib.sha256(str(ROOT).encode())
+    for file in ("uv.lock", "pyproject.toml", *(f"{each.partition('=')[2]}/pyproject.toml" for each in SOURCES)):
+        told.update((ROOT / file).read_bytes())
+    return told.hexdigest()
 
 
 def _install(session: nox.Session, name: str) -> None:
