@@ -205,8 +205,12 @@ def test_a_folder_that_takes_no_digest_costs_nothing_but_time(tmp_path: Path) ->
     assert len(read_digested(tmp_path / "results", tmp_path / "digests")) == 1
 
 
-def test_the_collector_is_as_it_was_afterwards() -> None:
+def test_the_collector_is_as_it_was_afterwards_but_for_what_was_made() -> None:
     with without_collection():
         assert not gc.isenabled()
+        made = [[each] for each in range(1000)]
 
     assert gc.isenabled()
+    assert not any(each is made[0] for each in gc.get_objects())
+    gc.unfreeze()
+    assert any(each is made[0] for each in gc.get_objects())

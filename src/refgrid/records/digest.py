@@ -52,13 +52,17 @@ _CODE = _made_by(_FILES)
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Records have no cycles, and looking for some takes a third of the time of reading and counting them."""
+    """Records have no cycles, and looking for some takes a third of the time of reading and counting them.
+
+    Nor is what was made looked at afterwards, where a process often ends.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
+            gc.freeze()
             gc.enable()
 
 
