@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -94,7 +95,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS, default=False)
 def instrument(session: nox.Session) -> None:
     """Test the part of the instrument that starts without torch, on every supported Python."""
-    _sync(session, "--group=test", with_sources=True)
+    _sync_with_sources(session, "--group=test")
     session.run("pytest", "--ignore=tests/references", "--ignore=tests/solutions", *session.posargs)
 
 
@@ -108,14 +109,14 @@ def mutants(session: nox.Session) -> None:
 @nox.session(default=False)
 def matrix(session: nox.Session) -> None:
     """Run what this machine can and has not run, then print the matrix; fails if it is red or nothing was proven."""
-    _sync(session, with_sources=True)
+    _sync_with_sources(session)
     session.run("refgrid", "run", f"--nox={sys.executable}", *session.posargs, interrupt_timeout=ACCOUNTING_TIME)
 
 
 @nox.session(default=False)
 def ci(session: nox.Session) -> None:
     """Plan the jobs of a workflow, or merge their records: `-- plan ...`, `-- merge ...`; needs no torch."""
-    _sync(session, with_sources=True)
+    _sync_with_sources(session)
     session.run("refgrid", "ci", *session.posargs)
 
 
@@ -130,7 +131,7 @@ def render(session: nox.Session) -> None:
 @nox.session(default=False)
 def plan(session: nox.Session) -> None:
     """Count the cases that a run owes; needs no torch."""
-    _sync(session, with_sources=True)
+    _sync_with_sources(session)
     session.run("refgrid", "plan", *session.posargs)
 
 
@@ -366,12 +367,29 @@ def _caches(session: nox.Session, name: str) -> dict[str, str]:
     return {"REFGRID_ENVIRONMENT": name, **{variable: str(folder / part) for variable, part in caches.items()}}
 
 
-def _sync(session: nox.Session, *groups: str, with_sources: bool = False) -> None:
-    """The instrument as uv.lock pins it, without torch; with the sources it can plan, but not run them."""
+def _sync(session: nox.Session, *groups: str) -> None:
+    """The instrument as uv.lock pins it, without torch."""
     where = {"UV_PROJECT_ENVIRONMENT": session.virtualenv.location, "UV_PYTHON": session.virtualenv.location}
     session.run_install("uv", "sync", "--locked", "--no-default-groups", *groups, env=where)
-    if with_sources:
-        session.install("--no-deps", *SOURCES)
+
+
+def _sync_with_sources(session: nox.Session, *groups: str) -> None:
+    """The sources too, which it can plan, but not run; built again only where a project file has changed."""
+    made, now = Path(session.virtualenv.location, "made-of"), _projects()
+    if made.is_file() and made.read_text() == now:
+        _sync(session, *groups, "--inexact")  # which leaves them there
+        return
+    _sync(session, *groups)
+    if session.run_install("uv", "pip", "install", "--no-deps", *SOURCES):  # under --no-install nothing is
+        made.write_text(now)
+
+
+def _projects() -> str:
+    """What an editable install is made of: where the sources are, and what the project files and the lock say."""
+    told = hashlib.sha256(str(ROOT).encode())
+    for file in ("uv.lock", "pyproject.toml", *(f"{each.partition('=')[2]}/pyproject.toml" for each in SOURCES)):
+        told.update((ROOT / file).read_bytes())
+    return told.hexdigest()
 
 
 def _install(session: nox.Session, name: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_record import CASES, header
 
-from refgrid.records import digest
+import refgrid
+from refgrid.records import digest, record
 from refgrid.records.digest import read_digested, without_collection
 from refgrid.records.ledger import Ledger
-from refgrid.records.record import Header, Outcome, RecordError, Run, Verdict, read_runs
+from refgrid.records.record import Outcome, RecordError, Run, Verdict, read_runs
 from refgrid.report.matrix import build, to_dict
 
 NUMBERS = {"output": "y", "headroom": 0.5, "worst": [{"index": [0, 1], "error": 1e-7}]}
@@ -33,6 +35,18 @@ def write(folder: Path, *, finish: bool = True) -> Path:
     else:
         ledger._file.close()
     return ledger.path
+
+
+def parsed_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose lines are parsed from now on."""
+    parsed: list[Path] = []
+
+    def runs_of(path: Path) -> Iterator[Run]:
+        parsed.append(path)
+        return record.runs_of(path)
+
+    monkeypatch.setattr(digest, "runs_of", runs_of)
+    return parsed
 
 
 def digests(folder: Path) -> list[Path]:
@@ -76,20 +90,104 @@ def test_a_file_that_has_changed_is_read_anew_and_its_old_digest_goes(tmp_path: 
     assert len(digests(tmp_path)) == 1
 
 
-def test_a_digest_of_the_same_fields_with_another_meaning_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_digest_of_other_code_is_not_used_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "results")
-    names = ",".join(field.name for kind in (Header, Outcome, Run) for field in fields(kind))
     with monkeypatch.context() as before:
-        before.setattr(digest, "_SHAPE", names)  # as it was when digests left the seconds out
+        before.setattr(digest, "_CODE", "0" * 64)
         read_digested(tmp_path / "results", tmp_path / "digests")
     (old,) = digests(tmp_path)
-    old.write_text(old.read_text().replace('"match"', '"crash"'))
+
+    read = parsed_files(monkeypatch)
+    read_digested(tmp_path / "results", tmp_path / "digests")
+
+    assert read == [tmp_path / "results" / "run.jsonl"]
+    assert old not in digests(tmp_path)
+    assert len(digests(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "file", ["records/digest.py", "records/record.py", "dataset/case.py", "environments/measured.py"]
+)
+def test_an_edit_of_what_writes_and_reads_digests_makes_other_code(tmp_path: Path, file: str) -> None:
+    edited = tmp_path / "edited.py"
+    edited.write_text(f"{(Path(refgrid.__file__).parent / file).read_text()}# another meaning\n")
+    files = [edited if each.match(file) else each for each in digest._FILES]
+
+    assert edited in files
+    assert digest._made_by(digest._FILES) == digest._CODE
+    assert digest._made_by(files) != digest._CODE
+
+
+FORGED = b'{"cases":[[0]],"endings":[],"runs":[{"planned":[7]}]}'
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda _: b"", id="empty"),
+        pytest.param(lambda whole: whole[: len(whole) // 2], id="cut"),
+        pytest.param(lambda whole: whole.replace(b'"match"', b'"crash"'), id="changed"),
+        pytest.param(lambda whole: whole.partition(b"\n")[2], id="without its hash"),
+        pytest.param(lambda _: digest._hash(FORGED) + b"\n" + FORGED, id="of another kind"),
+        pytest.param(lambda _: digest._hash(b"[]") + b"\n[]", id="of another type"),
+        pytest.param(lambda _: digest._hash(b"{") + b"\n{", id="no JSON"),
+    ],
+)
+def test_a_damaged_digest_is_made_anew_from_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    file = write(tmp_path / "results")
+    read_digested(tmp_path / "results", tmp_path / "digests")
+    (kept,) = digests(tmp_path)
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+
+    read = parsed_files(monkeypatch)
+    runs = read_digested(tmp_path / "results", tmp_path / "digests")
+
+    assert read == [file]
+    assert runs == read_runs(tmp_path / "results")
+    assert kept.read_bytes() == whole
+
+
+def test_a_settled_run_parses_no_line_of_what_has_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "results")
+    read_digested(tmp_path / "results", tmp_path / "digests")
+    new = write(tmp_path / "results" / "new")
+
+    read = parsed_files(monkeypatch)
+    read_digested(tmp_path / "results", tmp_path / "digests")
+    read_digested(tmp_path / "results", tmp_path / "digests")
+
+    assert read == [new]
+
+
+def test_runs_of_digests_share_their_cases(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "results" / name)
+    read_digested(tmp_path / "results", tmp_path / "digests")
+
+    first, second = read_digested(tmp_path / "results", tmp_path / "digests")
+
+    assert all(a is b for a, b in zip(first.header.planned, second.header.planned, strict=True))
+    assert first.outcomes[CASES[1].id].case is second.header.planned[1]
+
+
+def test_of_an_outcome_a_digest_lacks_what_it_says_it_lacks_and_nothing_else(tmp_path: Path) -> None:
+    hashes = {"reference": "aa", "tolerance": "0.5", "key": "bb", "inputs": "cc", "workload": "dd"}
+    told = Outcome(CASES[0], Verdict.MATCH, "why", (NUMBERS,), {"a": 1.5, "b": 2.5}, hashes, {"n": 4}, {"n": (8, 4)})
+    told = replace(told, evidence="0123", device="a GPU", report="two\nlines")
+    ledger = Ledger(tmp_path / "results" / "run.jsonl", header())
+    ledger.close_case(told)
+    ledger.finish("")
+    read_digested(tmp_path / "results", tmp_path / "digests")
 
     (run,) = read_digested(tmp_path / "results", tmp_path / "digests")
 
-    assert run.accounted()[0].verdict is Verdict.MATCH
+    kept = {"reference": "aa", "tolerance": "0.5"}
+    short = replace(told, comparisons=({"headroom": 0.5},), seconds={"all": 4.0}, hashes=kept, axes={})
+    assert run.outcomes[told.case.id] == short
+    assert replace(run, outcomes={}) == replace(read_runs(tmp_path / "results")[0], outcomes={})
 
 
 def test_what_cannot_be_read_is_named_as_ever(tmp_path: Path) -> None:
@@ -107,8 +205,12 @@ def test_a_folder_that_takes_no_digest_costs_nothing_but_time(tmp_path: Path) ->
     assert len(read_digested(tmp_path / "results", tmp_path / "digests")) == 1
 
 
-def test_the_collector_is_as_it_was_afterwards() -> None:
+def test_the_collector_is_as_it_was_afterwards_but_for_what_was_made() -> None:
     with without_collection():
         assert not gc.isenabled()
+        made = [[each] for each in range(1000)]
 
     assert gc.isenabled()
+    assert not any(each is made[0] for each in gc.get_objects())
+    gc.unfreeze()
+    assert any(each is made[0] for each in gc.get_objects())

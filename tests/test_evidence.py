@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from test_record import CASES, header
 
+from refgrid.caching import evidence
 from refgrid.caching.evidence import Evidence, newest_match, record_files, standing
 from refgrid.caching.key import Keys
 from refgrid.records.ledger import Ledger, claim
@@ -55,6 +56,27 @@ def test_the_evidence_against_a_sampler_is_not_taken_for_that_of_another_run(tmp
     record(tmp_path, 10, Verdict.MATCH, comparisons=({"output": "samples", "evidence": {"nats": -0.3}},))
 
     assert stands(tmp_path)["table"].run == "run10"
+
+
+def test_of_a_run_that_measured_nothing_under_a_key_of_today_no_line_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header names every case: that of each kept run would be parsed each time."""
+    record(tmp_path, 10, Verdict.MATCH)
+    other = record(tmp_path, 11, Verdict.MATCH)
+    other.write_text(other.read_text().replace('"key":"aa"', '"key":"cc"'))
+    parsed: list[bytes] = []
+    parse = evidence._parsed
+
+    def counted(line: bytes) -> dict[str, Any]:
+        parsed.append(line)
+        return parse(line)
+
+    monkeypatch.setattr(evidence, "_parsed", counted)
+
+    assert stands(tmp_path)["table"].run == "run10"
+    assert [b"run10" in line for line in parsed] == [True, False]  # the header, then the outcome
+    assert b"run11" not in b"".join(parsed)
 
 
 def test_what_took_its_evidence_from_another_run_is_none_itself(tmp_path: Path) -> None:

@@ -75,6 +75,17 @@ def test_this_machine_is_looked_at_from_outside_this_virtual_environment() -> No
     assert found.interpreter is None or re.fullmatch(r"3\.\d+\.\S+", found.python)
 
 
+def test_another_interpreter_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\necho >> {asked}\necho \'{{"python": "3.11.9", "distributions": {{}}}}\'\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(machine, "outside_variables", lambda: {"PATH": str(tmp_path)})
+
+    assert [look_around().python for _ in range(2)] == ["3.11.9"] * 2
+    assert len(asked.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("names", "picked"),
     [((), ["cpu", "cu128-old", "over"]), (("over", "cpu"), ["cpu", "over"]), (("cu128",), ["cu128-old"])],

@@ -119,12 +119,12 @@ def _measured(
     Those of a soak are none.
     """
     for file in files:
-        header: Mapping[str, Any] = {}
+        first, header = b"", dict[str, Any]()
         for line in _lines(file):
             if _RUN.match(line):
-                header = _parsed(line)
+                first, header = line, {}  # parsed when a line of its run is wanted: it names every case
             elif _may_be_wanted(line, wanted, tolerance):
-                outcome = _parsed(line)
+                header, outcome = header or _parsed(first), _parsed(line)
                 if header and outcome.get("type") == "outcome" and not (header.get("soak") or _had_no_turn(outcome)):
                     yield _evidence(outcome, header)
 

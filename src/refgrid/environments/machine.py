@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from refgrid.environments.audit import same_version
@@ -129,7 +130,8 @@ def _same(wanted: str, there: str) -> bool:
     return there != "none" and same_version(wanted, there)
 
 
+@cache
 def _asked(interpreter: str) -> str:
-    """What another interpreter says about itself; nothing if it cannot be run."""
+    """What another interpreter says about itself, asked once; nothing if it cannot be run."""
     done = subprocess.run([interpreter, "-c", _PROBE], capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else ""

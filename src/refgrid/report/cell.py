@@ -120,10 +120,11 @@ def _by_part(column: Column) -> dict[tuple[str, str], list[Standing]]:
 
 
 def _cell(column: Column, entries: Sequence[Standing]) -> Cell:
-    headroom, case = max(_headrooms(entry.outcome for entry in entries), default=(None, ""))
+    outcomes = [entry.outcome for entry in entries]
+    headroom, case = max(_headrooms(outcomes), default=(None, ""))
     absent = "not planned" if column.environment else "not run"
-    shrunk = sum(bool(entry.outcome.shrunk) for entry in entries)
-    return Cell(verdict_counts(entry.outcome for entry in entries), headroom, case, span(entries), absent, shrunk)
+    shrunk = sum(1 for outcome in outcomes if outcome.shrunk)
+    return Cell(verdict_counts(outcomes), headroom, case, span(entries), absent, shrunk)
 
 
 def _headrooms(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, str]]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from refgrid.dataset.case import Case
 from refgrid.dataset.smaller import told_changes
 from refgrid.environments.measured import Environment
 from refgrid.records.carried import measured_at, with_evidence
@@ -55,8 +56,8 @@ class Column:
 
 def span(standing: Sequence[Standing]) -> tuple[str, str] | None:
     """Oldest and newest start of the runs that measured real outcomes."""
-    started = sorted(entry.measured for entry in standing if _real(entry.outcome))
-    return (started[0], started[-1]) if started else None
+    started = {entry.measured for entry in standing if _real(entry.outcome)}
+    return (min(started), max(started)) if started else None
 
 
 def columns(runs: Sequence[Run], declared: Mapping[str, str]) -> tuple[Column, ...]:
@@ -85,7 +86,7 @@ def _column(title: str, runs: Sequence[Run], by_name: Mapping[str, Run]) -> Colu
     replaced -= set(standing)
     owed = sum(count for case_id, count in planned.items() if case_id not in replaced)
     newest = _newest(runs, standing)
-    notes = tuple(_notes(runs, standing, replaced))
+    notes = tuple(_notes(runs, newest, standing, replaced))
     return Column(title, newest.header.environment, standing, tuple(runs), owed, notes, newest.findings)
 
 
@@ -93,36 +94,39 @@ def _real(outcome: Outcome) -> bool:
     return outcome.verdict is not Verdict.NOT_RUN
 
 
+def _ran(case: Case, run: Run) -> bool:
+    outcome = run.outcomes.get(case.id)
+    return outcome is not None and _real(outcome)
+
+
 def _drop_other_file(standing: dict[str, Standing], run: Run) -> set[str]:
     """A definition that was broken and is no longer, or the other way round, is another file: its past goes.
 
     Otherwise the error of a file that was mended years ago would stay in the matrix for ever.
     """
-    real = [outcome.case for outcome in run.accounted() if _real(outcome)]
-    broken = {case.definition: case.check == "definition" for case in real}
-    gone = set()
-    for case_id, entry in standing.items():
-        was_broken = entry.outcome.case.check == "definition"
-        if entry.run is not run and broken.get(entry.outcome.case.definition, was_broken) != was_broken:
-            gone.add(case_id)
+    ran = (case for case in run.header.planned if _ran(case, run))
+    broken = {case.definition: case.check == "definition" for case in ran}
+    older = [(case_id, entry.outcome.case) for case_id, entry in standing.items() if entry.run is not run]
+    was_broken = {case_id: case.check == "definition" for case_id, case in older}
+    gone = {name for name, case in older if broken.get(case.definition, was_broken[name]) != was_broken[name]}
     for case_id in gone:
         del standing[case_id]
     return gone
 
 
 def _newest(runs: Sequence[Run], standing: Mapping[str, Standing]) -> Run:
-    with_result = [run for run in runs if any(e.run is run and _real(e.outcome) for e in standing.values())]
-    return (with_result or list(runs))[-1]
+    with_result = {id(entry.run) for entry in standing.values() if _real(entry.outcome)}
+    return next((run for run in reversed(runs) if id(run) in with_result), runs[-1])
 
 
-def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], gone: set[str]) -> Iterator[str]:
-    newest = _newest(runs, standing)
+def _notes(runs: Sequence[Run], newest: Run, standing: Mapping[str, Standing], gone: set[str]) -> Iterator[str]:
+    texts = _texts(standing)
     for run in runs:
         if not run.header.planned:
             yield f"{_name(run)} planned no case and replaces nothing"
         yield from _unfinished(run, standing)
         if run is not newest:
-            yield from _older(run, standing, newest)
+            yield from _older(run, standing, newest, texts)
     carried = [entry for entry in standing.values() if entry.outcome.evidence]
     if carried:
         days = " to ".join(sorted({date[:10] for date in span(carried) or ()})) or "it was not run"
@@ -141,7 +145,7 @@ def _notes(runs: Sequence[Run], standing: Mapping[str, Standing], gone: set[str]
 
 def _unfinished(run: Run, standing: Mapping[str, Standing]) -> Iterator[str]:
     """Cases that the run owed and did not run, unless a newer run has made up for them."""
-    not_run = (outcome.case.id for outcome in run.accounted() if not _real(outcome))
+    not_run = (case.id for case in run.header.planned if not _ran(case, run))
     lost = [standing[case_id] for case_id in not_run if case_id in standing]
     still = sum(entry.run is run for entry in lost)
     kept = sum(entry.run.header.started < run.header.started for entry in lost)
@@ -150,13 +154,12 @@ def _unfinished(run: Run, standing: Mapping[str, Standing]) -> Iterator[str]:
         yield told + (f"; {kept} keep the outcome of an older run" if kept else "")
 
 
-def _older(run: Run, standing: Mapping[str, Standing], newest: Run) -> Iterator[str]:
-    """What stands of an older run, and what has changed since."""
+def _older(run: Run, standing: Mapping[str, Standing], newest: Run, texts: Mapping[str, str]) -> Iterator[str]:
+    """What stands of an older run, and what has changed since, such as the texts of references."""
     kept = [entry for entry in standing.values() if entry.run is run and _real(entry.outcome)]
     if not kept or run.header.started > newest.header.started:
         return
     before = list(_changes(run.header.environment, newest.header.environment))
-    texts = _texts(standing)
     ran = ((e.outcome.hashes.get("reference"), texts.get(e.outcome.case.definition)) for e in kept)
     other = sum(text is not None and text != newest_text for text, newest_text in ran)
     stand = f"{_count(len(kept), 'outcome')} of {_name(run)} stand, no newer run has them"
