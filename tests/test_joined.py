@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from refgrid.calibration.chosen import choose
 from refgrid.calibration.joined import OtherEnvironment, demand_same, joined
 from refgrid.cli import main
 from refgrid.environments.measured import Environment, measure
+from refgrid.running.dealing import DealingError, dealt
 from refgrid.sources import Sources
 
 
@@ -45,6 +47,11 @@ def test_what_an_op_lacked_before_is_not_lacking_any_more() -> None:
     assert joined({**told("later", gemm=1), "absent": {}}, told("earlier", gemm=1))["absent"] == {}
 
 
+def test_the_date_is_that_of_the_oldest_op() -> None:
+    assert joined(told("later", gemm=2), told("earlier", gemm=1))["date"] == "later"
+    assert joined(told("later", gemm=2), told("earlier", gemm=1, norm=1))["date"] == "earlier"
+
+
 def test_another_version_or_number_of_seeds_is_refused() -> None:
     earlier = {"environment": {**vars(here()), "torch": "1.0", "gpu_count": 7}, "seeds": 9}
 
@@ -69,3 +76,22 @@ def test_the_command_keeps_the_other_ops(tmp_path: Path) -> None:
 
     assert refused.exit_code == 2
     assert "local.json: the other ops were measured elsewhere: seeds was 2, and is 3" in refused.output
+
+
+def test_a_measurement_that_is_ended_keeps_the_ops_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*given: Any) -> Any:
+        results = dealt(*given)
+        yield next(results)
+        raise DealingError("a process on the CPU died")
+
+    monkeypatch.setattr("refgrid.calibration.run.dealt", ended)
+    monkeypatch.setattr("refgrid.calibration.run.choose", lambda *given: choose(*given)[:1])  # a workload an op
+    options = ["--op=rmsnorm", "--op=gemm", "--seeds=2", "-n", "1", f"--results={tmp_path}"]
+
+    done = CliRunner().invoke(main, ["calibrate", *options])
+
+    assert done.exit_code == 1
+    assert "local.json holds what was measured, --op completes it" in done.output
+    assert len(json.loads((tmp_path / "calibration" / "local.json").read_text())["measured"]) > 1

@@ -31,7 +31,7 @@ def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def joined(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """What was found, and of the earlier measurement what is of other ops; the date is the earlier one."""
+    """What was found, and of the earlier measurement what is of other ops; the date is that of the oldest."""
     anew = {row["op"] for row in found["measured"]}
     ops = anew | {row["op"] for row in earlier["measured"]}
     rows = [row for row in earlier["measured"] if row["op"] not in anew]
@@ -43,7 +43,7 @@ def joined(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, An
     }
     return {
         **found,
-        "date": earlier["date"],
+        "date": earlier["date"] if rows else found["date"],
         "workloads": {**cases, **found["workloads"]},
         "measured": in_order([*rows, *found["measured"]]),
         "absent": dict(sorted({**absent, **found["absent"]}.items())),

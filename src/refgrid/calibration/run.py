@@ -1,12 +1,13 @@
-"""Runs the measurement: op after op, a few at a time, each in a process of its own."""
+"""Runs the measurement: a workload after the other, a few at a time, each in a process of its own."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refgrid.calibration.chosen import axes_of, choose, lightened
 from refgrid.calibration.joined import in_order
@@ -17,6 +18,9 @@ from refgrid.environments.measured import Environment
 from refgrid.records.record import now
 from refgrid.running.dealing import dealt, rooms
 from refgrid.sources import Sources
+
+if TYPE_CHECKING:
+    from refgrid.calibration.measure import Draws
 
 
 @dataclass(frozen=True)
@@ -33,36 +37,48 @@ class Plan:
 @dataclass(frozen=True)
 class _Task:
     plan: Plan
-    cases: tuple[Case, ...]
-    axes: Mapping[str, Mapping[str, int]]  # by the case's id
-    need: float  # bytes of memory, of the largest
+    case: Case
+    axes: Mapping[str, int]
+    seeds: range
+    need: float  # bytes of memory
 
     @property
     def name(self) -> str:
-        return self.cases[0].op
+        return self.case.op
 
 
-def measured(plan: Plan, environment: Environment) -> Iterator[str | dict[str, Any]]:
-    """The name of each op as soon as it is done, and at last the whole measurement as data.
+def measured(plan: Plan, environment: Environment) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name of each op as soon as it is done, with all that was measured so far, as data.
 
     Raises DealingError when no GPU is visible but asked for, or a process dies; DefinitionError as load_dataset.
     """
     tasks = list(_tasks(plan))
-    found: list[dict[str, Any]] = []
-    absent: dict[str, str] = {}
-    for op, rows, missing in dealt(tasks, _measure, rooms(plan.device), plan.processes):
-        found += rows
-        absent.update(missing)
-        yield op
-    yield {
+    left = Counter(task.name for task in tasks)
+    draws: dict[Any, list[Any]] = defaultdict(list)
+    absent: dict[str, dict[str, str]] = defaultdict(dict)  # by op
+    for op, found, missing in dealt(tasks, _measure, rooms(plan.device), plan.processes):
+        for subject, distances in found.items():
+            draws[subject] += distances
+        absent[op].update(missing)
+        left[op] -= 1
+        if not left[op]:
+            done = [task for task in tasks if not left[task.name]]
+            yield op, _as_data(plan, environment, done, draws, absent)
+
+
+def _as_data(
+    plan: Plan, environment: Environment, done: Sequence[_Task], draws: Draws, absent: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    from refgrid.calibration.measure import told
+
+    ops = {task.name for task in done}
+    return {
         "environment": asdict(environment),
         "date": now(),
         "seeds": plan.seeds,
-        "workloads": {
-            case.id.removesuffix(f"-{case.check}"): task.axes[case.id] for task in tasks for case in task.cases
-        },
-        "measured": in_order(found),
-        "absent": dict(sorted(absent.items())),
+        "workloads": {task.case.id.removesuffix(f"-{task.case.check}"): task.axes for task in done},
+        "measured": in_order(row for row in told(draws) if row["op"] in ops),
+        "absent": dict(sorted((where, why) for op in ops for where, why in absent[op].items())),
     }
 
 
@@ -75,13 +91,15 @@ def written(measurement: Mapping[str, Any], file: Path) -> None:
 
 
 def _tasks(plan: Plan) -> Iterator[_Task]:
+    """A workload each: of all seeds of its op, workload `number` takes every so many-th, beginning with its number."""
     sources, dataset = Sources(), _dataset(plan)
     cases = choose(dataset, {op: sources.serving(op) for op in sources.ops}, plan.ops)
     for op in dict.fromkeys(case.op for case in cases):
-        mine = tuple(case for case in cases if case.op == op)
-        axes = {case.id: axes_of(dataset, case) for case in mine}
-        need = max(bytes_in_float64(dataset.definitions[case.definition], axes[case.id]) for case in mine)
-        yield _Task(plan, mine, axes, need)
+        mine = [case for case in cases if case.op == op]
+        for number, case in enumerate(mine):
+            axes = axes_of(dataset, case)
+            need = bytes_in_float64(dataset.definitions[case.definition], axes)
+            yield _Task(plan, case, axes, range(number, plan.seeds, len(mine)), need)
 
 
 def _dataset(plan: Plan) -> DataSet:
@@ -90,18 +108,12 @@ def _dataset(plan: Plan) -> DataSet:
     return dataset if plan.device == "cuda" else lightened(dataset)
 
 
-def _measure(task: _Task) -> tuple[str, list[dict[str, Any]], dict[str, str]]:
+def _measure(task: _Task) -> tuple[str, Draws, dict[str, str]]:
     import torch
 
-    from refgrid.calibration.measure import Measurer, told
+    from refgrid.calibration.measure import Measurer
 
     torch.set_num_threads(1)
     measurer = Measurer(_dataset(task.plan), Sources(), task.plan.device)
-    for number, case in enumerate(task.cases):
-        measurer.measure(case, _dealt(task.plan.seeds, number, len(task.cases)))
-    return task.name, told(measurer.draws), measurer.absent
-
-
-def _dealt(seeds: int, number: int, of: int) -> Sequence[int]:
-    """Every seed once an op: workload `number` takes every `of`-th, beginning with its own number."""
-    return range(number, seeds, of)
+    measurer.measure(task.case, task.seeds)
+    return task.name, measurer.draws, measurer.absent

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from refgrid.calibration.run import Plan
     from refgrid.environments.measured import Environment
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -60,44 +61,43 @@ def calibrate(
     sys.exit(0 if _none_broke(used) and holds else 1)
 
 
-def _measure(plan: object, environment: str, folder: Path) -> dict[str, Any]:
+def _measure(plan: Plan, environment: str, folder: Path) -> dict[str, Any]:
     from refgrid.calibration.joined import joined
-    from refgrid.calibration.run import Plan, measured, written
+    from refgrid.calibration.run import measured, written
     from refgrid.dataset.definition import DefinitionError
     from refgrid.environments.measured import measure
     from refgrid.running.dealing import DealingError
     from refgrid.sources import Sources
 
-    assert isinstance(plan, Plan)
     _demand_ops(plan.ops, Sources().ops)
     here, file = measure(environment, plan.device, Sources().distributions), folder / f"{environment}.json"
-    earlier = _earlier(file, here, plan.seeds) if plan.ops else None
+    earlier = _earlier(file, here, plan)
     found: dict[str, Any] = {}
     try:
-        for told in measured(plan, here):
-            if isinstance(told, str):
-                click.echo(f"measured: {told}")
-            else:
-                found = told
+        for op, found in measured(plan, here):
+            written(joined(found, earlier) if earlier else found, file)
+            click.echo(f"measured: {op}")
     except DefinitionError as error:
         raise click.UsageError(str(error)) from error
     except DealingError as error:
-        raise click.ClickException(f"{error}; nothing was written") from error
-    written(joined(found, earlier) if earlier else found, file)
+        raise click.ClickException(f"{error}; {file} holds what was measured, --op completes it") from error
     click.echo(f"written: {file}")
     return found
 
 
-def _earlier(file: Path, here: Environment, seeds: int) -> dict[str, Any] | None:
+def _earlier(file: Path, here: Environment, plan: Plan) -> dict[str, Any] | None:
+    """What is known of ops until they are measured here; of another environment nothing is, and --op is refused."""
     from refgrid.calibration.joined import OtherEnvironment, demand_same
 
     if not file.exists():
         return None
     earlier: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     try:
-        demand_same(earlier, here, seeds)
+        demand_same(earlier, here, plan.seeds)
     except OtherEnvironment as error:
-        raise click.UsageError(f"{file}: {error}") from error
+        if plan.ops:
+            raise click.UsageError(f"{file}: {error}") from error
+        return None
     return earlier
 
 
