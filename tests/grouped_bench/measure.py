@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from grouped_bench.parallel import parallel_ways
-from grouped_bench.report import Row, read
+from grouped_bench.report import BYTES, Row, read
 from grouped_bench.shapes import HEAD_DIM, Shape, prefixes
 from grouped_bench.timing import Times, in_turns, replayed
 from grouped_bench.ways import Call, Problem, backward_ways, forward_ways, problem
@@ -39,7 +39,8 @@ def measure(
     console = Console()
     for line in planning(backends, rounds, device):
         console.print(line, highlight=False)
-    done = {(row["shape"], row["pass"]) for row in read(file)} if file.exists() else set()
+    earlier = read(file) if file.exists() else []
+    done = {(row["shape"], row["pass"]) for row in earlier if row["mode"] != BYTES}
     failed = []
     for number, (shape, name) in enumerate(product(chosen, _PASSES), 1):
         if (shape.name, name) in done:

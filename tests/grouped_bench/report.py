@@ -104,8 +104,9 @@ def _plotted(row: Row, what: str, model: str) -> bool:
 def _told(rows: Sequence[Row]) -> str:
     first = next((row for row in rows if "device" in row), {})
     where = f"On {first.get('device', 'nothing')}, torch {first.get('torch', '?')}"
+    rounds = " or ".join(map(str, sorted({row["rounds"] for row in rows if "rounds" in row}))) or "no"
     return (
-        f"{where}: medians of {first.get('rounds', 0)} rounds in turns, with the lowest and the highest; how often "
+        f"{where}: medians of {rounds} rounds in turns, with the lowest and the highest; how often "
         "a grouped call fits into the time of each other way, and in brackets where that lies in 95 of 100 resamples. "
         "FLOPs are those of visible pairs. Eager: with what the host takes to launch; graph: CUDA graphs, without."
     )

@@ -245,6 +245,19 @@ def test_what_was_measured_is_not_measured_again(measured: Path) -> None:
     assert (measured / "grouped.ndjson").read_text() == before
 
 
+def test_a_shape_whose_bytes_were_counted_is_still_timed(measured: Path) -> None:
+    file = measured / "grouped.ndjson"
+    counted = {"shape": "tiny", "kind": "zigzag", "pass": "forward", "mode": "bytes", "way": "reference: grouped"}
+    bytes_read = {"key_bytes": 1, "key_reads": 2, "read_bytes": 3}
+    file.write_text(json.dumps({**counted, **bytes_read}) + "\n")
+
+    arguments = ["--device", "cpu", "--backends", "reference", "--rounds", "2", "--output", str(measured)]
+    CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {"bytes", "eager"} <= {row["mode"] for row in rows if row["pass"] == "forward"}
+
+
 def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type[Figure]) -> None:
     shape = {"kind": "zigzag", "model": "8B", "world": 8, "rank": 7, "stride": 0, "pass": "forward", "mode": "graph"}
     speedups = {"fa3: launches in order": (1.25, 1.2, 1.3), "torch: grouped": (2.0, 2.0, 2.0)}
