@@ -322,7 +322,7 @@ def test_the_command_fails_where_a_source_broke_and_has_written_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: dict[str, str], exit_code: int, told: str, *, derive: bool
 ) -> None:
     found = {**measured(reference=(0, 0)), "absent": absent}
-    monkeypatch.setattr("refgrid.calibration.run.measured", lambda *_: iter(["some_op", found]))
+    monkeypatch.setattr("refgrid.calibration.run.measured", lambda *_: iter([("some_op", found)]))
     monkeypatch.setattr("refgrid.proving.tolerance.CALIBRATED", tmp_path / "tolerance.json")
     options = [
         f"--dataset={ROOT}",
