@@ -27,8 +27,8 @@ from refgrid.dataset.case import Case
 from refgrid.environments.measured import Environment
 from refgrid.records.record import Header, Outcome, Run, record_paths, runs_of
 
-# What is smaller is read as fast as its digest would be.
-_WORTH_IT = 2**20
+# What is smaller, even packed, is read as fast as its digest would be.
+_WORTH_IT = 2**17
 _LEFT_OUT = ("case", "comparisons", "seconds", "axes")
 _HASHES_LEFT_OUT = ("key", "inputs", "workload")  # nearly every case has others, and no reader of digests asks for them
 _ALL = "all"  # under which name the seconds of a case stand, summed
