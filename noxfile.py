@@ -218,7 +218,7 @@ def _tests_session(name: str) -> None:
         elif mode == BENCH:
             _use(session, name, "grouped_bench", *options, env={"PYTHONPATH": str(ROOT / "tests")})
         elif mode == SOAK:
-            _use(session, name, "refgrid", "run-soak", *OWN_PLUGINS, *_arguments(session, name))
+            _use(session, name, "refgrid", "run-soak", *OWN_PLUGINS, *_arguments(session, name), audited=True)
         elif overlay:
             _use(session, name, "pytest", *OWN_PLUGINS, *_arguments(session, name))
         else:
@@ -264,12 +264,20 @@ def _refuse_unknown(words: list[str]) -> None:
 _refuse_unknown(sys.argv[1:])
 
 
-def _use(session: nox.Session, name: str, *module: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Run a module where the libraries of an environment are."""
+def _use(
+    session: nox.Session,
+    name: str,
+    *module: str,
+    env: Mapping[str, str] = MappingProxyType({}),
+    audited: bool = False,
+) -> None:
+    """Run a module where the libraries of an environment are; `audited`, after a look at a new virtual environment."""
     if ENVIRONMENTS[name]["kind"] == "overlay":
         _run_overlay(session, name, *module, env=env)
         return
     _install(session, name)
+    if audited:
+        _audit(session, name)
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name), **env}
     session.run("python", "-m", *module, env=alone, interrupt_timeout=ACCOUNTING_TIME)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class Piece:
     name: str
     need: float
     folder: Path
-    wants: int = 1  # goes on when so many have begun
+    wants: int = 1  # goes on when so many have begun, or ends in an error
 
 
 def noted(piece: Piece) -> tuple[str, str | None, list[str]]:
@@ -26,8 +27,11 @@ def noted(piece: Piece) -> tuple[str, str | None, list[str]]:
     here = piece.folder / piece.name
     here.touch()
     (piece.folder.parent / f"{piece.name}.begun").touch()
+    given_up = time.monotonic() + 60
     while len(list(piece.folder.parent.glob("*.begun"))) < piece.wants:
-        pass
+        if time.monotonic() > given_up:
+            raise TimeoutError(f"{piece.name} waited for {piece.wants} to run at once")
+        time.sleep(0.01)
     here.unlink()
     return piece.name, os.environ.get(VISIBLE), beside
 

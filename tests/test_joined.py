@@ -95,3 +95,29 @@ def test_a_measurement_that_is_ended_keeps_the_ops_that_are_done(
     assert done.exit_code == 1
     assert "local.json holds what was measured, --op completes it" in done.output
     assert len(json.loads((tmp_path / "calibration" / "local.json").read_text())["measured"]) > 1
+
+
+def test_a_whole_measurement_leaves_nothing_of_an_op_that_is_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "calibration" / "local.json"
+    file.parent.mkdir()
+    environment = {**vars(measure("local", "cpu", Sources().distributions))}
+    whole = {**told("later", gemm=2), "environment": environment, "seeds": 2, "absent": {}}
+    file.write_text(json.dumps({**told("earlier", gemm=1, gone=1), "environment": environment, "seeds": 2}))
+    monkeypatch.setattr("refgrid.calibration.run.measured", lambda *_: iter([("gemm", whole)]))
+    options = ["--no-derive", "--seeds=2", f"--results={tmp_path}"]
+
+    done = CliRunner().invoke(main, ["calibrate", *options])
+
+    assert done.exit_code == 0, done.output
+    assert json.loads(file.read_text()) == whole
+
+
+def test_a_data_set_without_a_workload_to_draw_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refgrid.calibration.run.measured", lambda *_: iter(()))
+
+    done = CliRunner().invoke(main, ["calibrate", f"--results={tmp_path}"])
+
+    assert done.exit_code == 2
+    assert "has no workload that is small enough" in done.output

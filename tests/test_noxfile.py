@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 NOX = """
 import sys
 from types import SimpleNamespace
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ImportError:
+else:
     import tomli as tomllib
 
 options, made = SimpleNamespace(), {}

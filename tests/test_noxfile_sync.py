@@ -116,3 +116,27 @@ def test_an_install_that_failed_is_tried_again(noxfile: dict[str, Any], session:
     noxfile["_sync_with_sources"](session)
 
     assert len(session.installed) == 1
+
+
+def test_a_soak_is_audited_before_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: dict[str, Any] = {}
+    nox = MagicMock()
+    nox.project.load_toml = lambda file: tomllib.loads(Path(file).read_text())
+
+    def session(function: Any = None, **given: Any) -> Any:
+        def declare(function: Any) -> Any:
+            return made.setdefault(given.get("name", function.__name__), function)
+
+        return declare(function) if function else declare
+
+    nox.session = session
+    monkeypatch.setitem(sys.modules, "nox", nox)
+    names: dict[str, Any] = runpy.run_path(str(ROOT / "noxfile.py"))["_use"].__globals__
+    order: list[Any] = []
+    for step in ("_install", "_audit"):
+        names[step] = lambda *_, step=step: order.append(step)
+    run = SimpleNamespace(posargs=[names["SOAK"]], cache_dir=tmp_path, run=lambda *told, **_: order.append(told[2:4]))
+
+    made["tests-cpu"](run)
+
+    assert order == ["_install", "_audit", ("refgrid", "run-soak")]

@@ -81,6 +81,10 @@ def _measure(plan: Plan, environment: str, folder: Path) -> dict[str, Any]:
         raise click.UsageError(str(error)) from error
     except DealingError as error:
         raise click.ClickException(f"{error}; {file} holds what was measured, --op completes it") from error
+    if not found:
+        raise click.UsageError(f"{plan.root} has no workload that is small enough to be drawn again and again")
+    if not plan.ops:
+        written(found, file)  # without what an earlier one has of ops that are no more
     click.echo(f"written: {file}")
     return found
 

@@ -55,7 +55,7 @@ class Laid:
 class Workbench:
     """Runs what one case needs on one device; `seconds`, `hashes`, `axes` and `shrunk` tell of the case begun last.
 
-    `limit` bounds the bytes of memory that a case may take; so many seeds in a row have the same weights as `sharing`.
+    `limit` bounds the bytes of memory that a case may take; `sharing` seeds in a row have the same weights.
     """
 
     def __init__(
