@@ -74,7 +74,7 @@ def test_few_tokens_and_rows_at_once(name: str, monkeypatch: pytest.MonkeyPatch)
     op, given = draw(name, 23, "one_expert")
     whole = getattr(moe, op)(**given)
     monkeypatch.setattr(moe, "BLOCK_ROWS", 3)
-    monkeypatch.setattr(moe, "BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr(moe, "block_elements", lambda _: 2000)
 
     assert_near(check(op, given), whole.double(), BFLOAT16)
 
@@ -220,7 +220,7 @@ def memory(name: str, uuid: str) -> float:
 def test_memory_stays_below_twice_inputs_and_outputs(name: str, uuid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks are as small as the experts are here against published ones."""
     monkeypatch.setattr(moe, "BLOCK_ROWS", 128)
-    monkeypatch.setattr(moe, "BLOCK_ELEMENTS", 2**14)
+    monkeypatch.setattr(moe, "block_elements", lambda _: 2**15)
 
     assert 0.1 < memory(name, uuid) < 2
 

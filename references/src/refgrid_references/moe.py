@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import torch
 
+from refgrid_references.blocks import block_elements
+
 BLOCK_ROWS = 4096  # tokens of one expert that are multiplied at once: bounds what is between the two products
-BLOCK_ELEMENTS = 2**20  # of a weight that are written out at once: 4 MiB in float32
 
 
 def moe_fp8_block_scale_ds_routing(
@@ -41,7 +42,7 @@ def moe_fp8_block_scale_ds_routing(
     return mix_experts(
         weight * routed_scaling_factor,
         expert - local_expert_offset,
-        lambda token: dequantise(hidden_states[token], hidden_states_scale.T[token]),
+        lambda token: dequantise(rows_of(hidden_states, token), hidden_states_scale.T[token]),
         lambda x, e: project(x, gemm1_weights[e], gemm1_weights_scale[e]),
         lambda x, e: project(x, gemm2_weights[e], gemm2_weights_scale[e]),
         gemm2_weights.shape,
@@ -68,7 +69,7 @@ def moe_fp8_block_scale_renorm(
     return mix_experts(
         weight,
         expert,
-        lambda token: dequantise(hidden_states[token], hidden_states_scale.T[token]),
+        lambda token: dequantise(rows_of(hidden_states, token), hidden_states_scale.T[token]),
         lambda x, e: project(x, gemm1_weights[e], gemm1_weights_scale[e]),
         lambda x, e: project(x, gemm2_weights[e], gemm2_weights_scale[e]),
         gemm2_weights.shape,
@@ -99,7 +100,7 @@ def trtllm_fp8_per_tensor_scale_moe(
     return mix_experts(
         weight,
         expert,
-        lambda token: widen(hidden_states[token]),
+        lambda token: widen(rows_of(hidden_states, token)),
         lambda x, e: project(x, gemm1_weights[e], scale1[e, :, None]),
         lambda x, e: project(x, gemm2_weights[e], output2_scales_scalar[e, None, None]),
         gemm2_weights.shape,
@@ -126,7 +127,7 @@ def trtllm_fp8_per_tensor_scale_moe_topk1(
     return mix_experts(
         torch.ones_like(weight),
         expert,
-        lambda token: widen(hidden_states[token]) * weight[token],
+        lambda token: widen(rows_of(hidden_states, token)) * weight[token],
         lambda x, e: project(x, gemm1_weights[e], scale1[e, :, None]),
         lambda x, e: project(x, gemm2_weights[e], output2_scales_scalar[e, None, None]),
         gemm2_weights.shape,
@@ -257,18 +258,23 @@ def mix_experts(
 
 
 def project(x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x W^T, where W is written out a few rows at a time: that many stay in a CPU's cache.
+    """x W^T, where W is written out a block of rows at a time.
 
     x [n, in] float32; w [out, in] float8; scale [out / a, in / b], one a block of a x b -> [n, out] float32.
     """
     scale = scale.repeat_interleave(w.shape[0] // scale.shape[0], dim=0)  # [out, in / b]
-    count = max(1, BLOCK_ELEMENTS // w.shape[1])
+    count = max(1, block_elements(w.device) // (2 * w.shape[1]))  # as many bits, as int32, are looked up
     return torch.cat([x @ dequantise(*part).T for part in zip(w.split(count), scale.split(count), strict=True)], dim=1)
 
 
 def dequantise(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Rows in float32: x [n, d] float8; scale [n, d / b], one a row and b of its values."""
     return (widen(x).unflatten(1, (scale.shape[1], -1)) * scale[:, :, None]).flatten(1)
+
+
+def rows_of(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x[index] of float8, taken by its bytes: before torch 2.10 a CPU takes no rows of this dtype."""
+    return x.view(torch.uint8)[index].view(x.dtype)
 
 
 def widen(x: torch.Tensor) -> torch.Tensor:
