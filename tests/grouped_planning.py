@@ -13,7 +13,7 @@ from grouped_layouts import Subject, planned, zigzag
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # By backend, of two or three microseconds each: a plan is to take half a millisecond.
-_MOST_OPERATIONS = {"reference": 0, "fa3": 12, "torch": 12, "triton": 130}
+_MOST_OPERATIONS = {"reference": 0, "fa3": 12, "torch": 12, "triton": 12}
 
 
 class _Counted(TorchDispatchMode):

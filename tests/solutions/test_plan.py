@@ -85,10 +85,10 @@ def test_a_plan_made_again_inside_an_op_says_the_same(deterministic: bool, max_s
 
 
 def test_device_integers_are_aligned_parts_of_one_tensor() -> None:
-    told = array("i", [1, 2, 3, 4, 5]), array("i"), torch.tensor([6]), torch.tensor([], dtype=torch.int64)
-    parts = device_ints(torch.device("cpu"), *told)
+    told = array("i", [1, 2, 3, 4, 5]), array("i"), memoryview(array("i", [6, 7])).cast("B").cast("i", [2, 1])
+    parts = device_ints(torch.device("cpu"), *told, memoryview(array("i")))
 
-    assert [part.tolist() for part in parts] == [[1, 2, 3, 4, 5], [], [6], []]
+    assert [part.tolist() for part in parts] == [[1, 2, 3, 4, 5], [], [6, 7], []]
     assert {part.untyped_storage().data_ptr() for part in parts} == {parts[0].data_ptr()}
     assert all((part.data_ptr() - parts[0].data_ptr()) % 16 == 0 and part.dtype == torch.int32 for part in parts)
 

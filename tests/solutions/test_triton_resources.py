@@ -46,6 +46,8 @@ def test_every_kernel_of_the_table_fits_and_a_tile_that_is_too_large_is_noticed(
         assert kernel["loads"] > 0, f"{kernel}: the copy engine has nothing to do"
         assert kernel["shared_memory"] <= SHARED_MEMORY, kernel
         assert kernel["registers"] * 32 * kernel["tiles"]["warps"] <= REGISTERS, kernel
+        assert kernel["from_registers"] > 0, f"{kernel}: no product is seen that reads registers"
+        assert not kernel["overwritten"], f"{kernel}: a product that is not yet waited for reads what is written"
         assert not kernel["warnings"], kernel
         assert kernel["in_loops"] == 0, f"{kernel}: a loop reaches for local memory"
 

@@ -15,7 +15,8 @@ from refgrid_solutions.grouped_attention import backends
 from refgrid_solutions.grouped_attention.ranges import Slice, check_heads, check_size, slices_from
 
 # A work list is read by loads of up to 16 bytes: each part of one copy begins at such an address.
-_ALIGNMENT = 4
+_ALIGNMENT = 16
+_INT32 = 4
 
 _Metadata = Callable[["GroupedAttnPlan", str], tuple[torch.Tensor, ...]]
 
@@ -120,7 +121,7 @@ def plan_grouped_attn(
         check_size("max_splits", max_splits, smallest=1)
     slices = slices_from(q_ranges, k_ranges, mask_types, total_q, total_k)
     # Through an array: torch.tensor takes ten times as long for a list.
-    host = tensor_of(array("q", chain((deterministic, max_splits or 0), *slices)))
+    host = torch.frombuffer(array("q", chain((deterministic, max_splits or 0), *slices)), dtype=torch.int64)
     sizes = (total_q, total_k, num_heads_q, num_heads_k, head_dim, dtype, _with_index(torch.device(device)))
     plan = GroupedAttnPlan(*sizes, host, backends.choose(GroupedAttnPlan(*sizes, host)))
     vars(plan)["slices"] = slices  # which the property would find again
@@ -137,23 +138,21 @@ def rebuilt(
     return GroupedAttnPlan(*sizes, host, (backend, backend), {backend: tuple(metadata)})
 
 
-def tensor_of(numbers: array[int]) -> torch.Tensor:
-    """The numbers themselves, not copied: int32 of an array of type "i", int64 of type "q"."""
-    dtype = {"i": torch.int32, "q": torch.int64}[numbers.typecode]
-    return torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
-
-
-def device_ints(device: torch.device, *parts: array[int] | torch.Tensor) -> tuple[torch.Tensor, ...]:
+def device_ints(device: torch.device, *parts: array[int] | memoryview) -> tuple[torch.Tensor, ...]:
     """Each part as an int32 tensor on the device, by one copy for all; each begins at a multiple of 16 bytes.
 
-    parts: arrays of 32-bit integers, or tensors of one dimension. The host waits for the device at no time.
+    parts: 32-bit integers, back to back. The host waits for the device at no time.
     """
-    sizes = [size for part in parts for size in (len(part), -len(part) % _ALIGNMENT)]
-    together = torch.zeros(sum(sizes), dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
-    for place, part in zip(together.split(sizes)[::2], parts, strict=True):
-        if len(part):
-            place.copy_(part if isinstance(part, torch.Tensor) else tensor_of(part))
-    there: tuple[torch.Tensor, ...] = together.to(device, non_blocking=True).split(sizes)
+    # Joined as bytes: a copy of each part into its place in a tensor would be two operations of torch a part.
+    together, sizes = bytearray(), list[int]()
+    for part in parts:
+        together += part
+        gap = -len(together) % _ALIGNMENT
+        together += bytes(gap)
+        sizes += (memoryview(part).nbytes // _INT32, gap // _INT32)
+    here = torch.frombuffer(together, dtype=torch.int32) if together else torch.empty(0, dtype=torch.int32)
+    here = here.pin_memory() if device.type == "cuda" else here
+    there: tuple[torch.Tensor, ...] = here.to(device, non_blocking=True).split(sizes)
     return there[::2]
 
 

@@ -36,10 +36,9 @@ def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:
     """The sizes of the tiles, on the CPU, and what there is to do with each."""
     sizes = TABLE[plan.head_dim]
     of = worklist.pieces(plan.slices, plan.total_q)
-    rows = worklist.row_tiles(of, *dict.fromkeys([sizes.forward[:2], sizes.of_rows[:2]]))
-    keys, runs = worklist.key_tiles(of, plan.total_k, sizes.of_keys.keys)
-    tables = [*rows, of.table, keys, runs]
-    there = device_ints(plan.device, *(table.view(-1) for table in tables))
+    rows = [worklist.row_tiles(of, *tile) for tile in dict.fromkeys([sizes.forward[:2], sizes.of_rows[:2]])]
+    tables = [*rows, of.table, *worklist.key_tiles(of, plan.total_k, sizes.of_keys.keys)]
+    there = device_ints(plan.device, *(table.data for table in tables))
     shaped = [flat.view(table.shape) for flat, table in zip(there, tables, strict=True)]
     host = torch.tensor([*chain(*sizes), of.places])
     return host, shaped[0], shaped[len(rows) - 1], *shaped[len(rows) :]

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from refgrid_solutions.grouped_attention.backends.triton.attention import attend
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Tiles
 from refgrid_solutions.grouped_attention.backends.triton.gradients import of_keys, of_rows
+from refgrid_solutions.grouped_attention.backends.triton.in_flight import from_registers, overwritten
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _HOPPER = GPUTarget("cuda", 90, 32)
@@ -39,7 +40,8 @@ _HALVES = ("out", "dq", "dk", "dv")
 class Resources(NamedTuple):
     """One kernel, compiled: spills and shared memory in bytes; in_loops: accesses to local memory in innermost loops.
 
-    products: instructions of a warp group's tensor cores; loads: those of the copy engine.
+    products: instructions of a warp group's tensor cores; from_registers: those whose first operand lies in registers;
+    overwritten: what writes to such an operand before the product has been waited for; loads: of the copy engine.
     """
 
     kernel: str
@@ -51,6 +53,8 @@ class Resources(NamedTuple):
     in_loops: int
     shared_memory: int
     products: int
+    from_registers: int
+    overwritten: str
     loads: int
     warnings: str
 
@@ -63,7 +67,8 @@ def resources(name: str, head_dim: int, dtype: str, tiles: Tiles) -> Resources:
     products, loads = (sum(word in text for _, text in code) for word in ("HGMMA", "UTMALDG"))
     warnings = "; ".join(line for line in told.splitlines() if re.search(r"warning|Performance Loss", line))
     memory = _local_in_loops(code), int(compiled.metadata.shared)
-    return Resources(name, head_dim, dtype, tiles, registers, spills, *memory, products, loads, warnings)
+    in_flight = from_registers(compiled.asm["ptx"]), "; ".join(overwritten(compiled.asm["ptx"]))
+    return Resources(name, head_dim, dtype, tiles, registers, spills, *memory, products, *in_flight, loads, warnings)
 
 
 def _compiled(name: str, head_dim: int, dtype: str, tiles: Tiles) -> tuple[Any, str]:
