@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import naive_grouped as naive
@@ -172,3 +174,24 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("release", "served"), [("2.6.0+cu124", False), ("2.7.1", False), ("2.8.0", True), ("2.13", True)]
+)
+def test_with_an_older_torch_no_backend_serves(release: str, served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "version", lambda _: release)
+
+    if served:
+        sources.adapter("grouped-torch", OP, "cpu")
+        return
+    with pytest.raises(
+        Unavailable, match=f"unsupported: torch {re.escape(release)} is here, but should be 2.8 or later"
+    ):
+        sources.adapter("grouped-torch", OP, "cpu")
+
+
+def test_the_oldest_torch_is_that_of_the_distribution() -> None:
+    project = Path(__file__).resolve().parents[2] / "solutions" / "pyproject.toml"
+
+    assert f'"torch>={sources._told(sources.OLDEST_TORCH)}"' in project.read_text()

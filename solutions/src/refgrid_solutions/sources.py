@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import math
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 OP = "gqa_grouped"
+OLDEST_TORCH = (2, 8)  # before it custom ops and torch.compiler lack what the interface needs; as in pyproject.toml
 _PACKAGE = "refgrid_solutions.grouped_attention"
 
 
@@ -138,7 +140,11 @@ def _source(name: str, op: str) -> Source:
 
 
 def _demand_library(source: Source) -> None:
-    """Installed, and the backend written; an installed library that cannot be imported is a broken installation."""
+    """Installed, new enough, and the backend written; one that cannot be imported is a broken installation."""
+    if tuple(map(int, version("torch").split(".")[:2])) < OLDEST_TORCH:
+        raise Unavailable(
+            "unsupported", f"torch {version('torch')} is here, but should be {_told(OLDEST_TORCH)} or later"
+        )
     if importlib.util.find_spec(source.library) is None:
         raise Unavailable("missing", f"{source.library} is not installed ({source.distribution})")
     if importlib.util.find_spec(_module(source.backend)) is None:
@@ -148,6 +154,10 @@ def _demand_library(source: Source) -> None:
     except Exception as error:  # whatever an import raises, the installation is broken: import-fail is red
         told = f"import of {source.library} raises {type(error).__name__}: {error}"
         raise Unavailable("import-fail", told) from error
+
+
+def _told(release: tuple[int, ...]) -> str:
+    return ".".join(map(str, release))
 
 
 def _module(backend: str) -> str:

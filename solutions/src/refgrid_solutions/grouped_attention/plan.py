@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -17,8 +16,6 @@ from refgrid_solutions.grouped_attention.ranges import Slice, check_heads, check
 # A work list is read by loads of up to 16 bytes: each part of one copy begins at such an address.
 _ALIGNMENT = 16
 _INT32 = 4
-
-_Metadata = Callable[["GroupedAttnPlan", str], tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +168,5 @@ def _with_index(device: torch.device) -> torch.device:
     return device
 
 
-def _disabled(function: _Metadata, reason: str) -> _Metadata:
-    """Not part of a compiled graph; before torch 2.8 nobody can be told why."""
-    told = {"reason": reason} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
-    return torch.compiler.disable(function, **told)
-
-
-# Lists become tensors here, and libraries are imported.
-_uncompiled = _disabled(_made_metadata, "call plan.prepare(backend) before this is compiled whole")
+# Not part of a compiled graph: lists become tensors here, and libraries are imported.
+_uncompiled = torch.compiler.disable(_made_metadata, reason="call plan.prepare(backend) before this is compiled whole")
