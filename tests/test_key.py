@@ -87,7 +87,7 @@ class Checkout:
 
         dataset, sources = load_dataset(self.root), Sources((truths,))
         cases = plan(dataset, {"double": sources.serving("double")}, Selection(seeds=(self.seed,)))
-        expected = load_expected(self.root / "ci" / "expected_failures.toml", GPU.name)
+        expected = load_expected(self.root / "ci" / "expected_failures.toml", GPU.name, GPU.device)
         return Keys(dataset, sources, expected, self.machine), {case.name: case for case in cases}
 
 

@@ -522,6 +522,21 @@ def test_progress_replaces_the_letters(project: Project) -> None:
     assert "...." not in done.stdout
 
 
+def test_an_expected_failure_under_a_progress_bar_is_in_the_summary(project: Project) -> None:
+    project.reference("return x * 2.1", 1)
+    (project.root / "ci").mkdir()
+    (project.root / "ci" / "expected_failures.toml").write_text(
+        '[[expected]]\ncases = ["*-sum"]\nenvironments = ["*"]\nverdict = "mismatch"\n'
+        'reason = "wrong on purpose"\nlink = "https://example.org"\n'
+    )
+
+    done = project.run("--progress", "-ra", "-k", "b1-sum")
+
+    assert "wrong on purpose (https://example.org)" in done.stdout  # in the summary
+    assert "1 xfailed" in done.stdout
+    assert done.returncode == 0
+
+
 def _wait_for_outcomes(root: Path, count: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -17,7 +17,8 @@ _DRAWN = 1  # any seed but 0: draws are of fresh inputs
 def left_out(measurement: Mapping[str, Any], dataset: DataSet) -> dict[tuple[str, str], str]:
     """By op and truth, why; the dataset has the known faults of each environment in its ci/expected_failures.toml."""
     environment = measurement["environment"]
-    expected = load_expected(dataset.root / "ci" / "expected_failures.toml", environment["name"])
+    file = dataset.root / "ci" / "expected_failures.toml"
+    expected = load_expected(file, environment["name"], environment["device"])
     found = {}
     for row in measurement["measured"]:
         op, truth = row["op"], row["against"]

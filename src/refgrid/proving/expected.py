@@ -3,6 +3,7 @@
 [[expected]]
 cases = ["gqa_paged_decode_*-edge_*-flashinfer"]   # globs over the names of cases: their ids, but of every seed
 environments = ["cu130*"]                          # globs over names of environments
+device = "cuda"                                    # optional: only where cases run on this device, cpu or cuda
 verdict = "mismatch"
 reason = "lse of an empty sequence is finite"
 link = "https://..."
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -43,6 +44,7 @@ class _Entry(BaseModel):
     verdict: Verdict
     reason: Annotated[str, Field(min_length=10)]
     link: Annotated[str, Field(pattern=r"^https://")]
+    device: Literal["", "cpu", "cuda"] = ""
     outlier: str = ""
     other_seeds: tuple[str, ...] = ()
 
@@ -53,6 +55,9 @@ class _Entry(BaseModel):
         if self.outlier and self.verdict is not Verdict.MISMATCH:
             raise ValueError(f"outlier beside verdict {self.verdict.value!r}: float64 names one of a mismatch only")
         return self
+
+    def is_about(self, environment: str, device: str) -> bool:
+        return _fits(environment, self.environments) and self.device in ("", device)
 
     def covers(self, name: str, seed: int) -> bool:
         return _fits(name, self.other_seeds if self.other_seeds and seed else self.cases)
@@ -114,8 +119,8 @@ class ExpectedFailures:
         return verdict, reason
 
 
-def load_expected(file: Path, environment: str) -> ExpectedFailures:
-    """The entries for one environment; none where there is no file.
+def load_expected(file: Path, environment: str, device: str) -> ExpectedFailures:
+    """The entries for one environment on one device, cpu or cuda; none where there is no file.
 
     Raises ExpectedError naming the file, the field and the reason.
     """
@@ -128,4 +133,4 @@ def load_expected(file: Path, environment: str) -> ExpectedFailures:
     except ValidationError as error:
         first = error.errors()[0]
         raise ExpectedError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return ExpectedFailures(file, tuple(e for e in parsed.expected if _fits(environment, e.environments)))
+    return ExpectedFailures(file, tuple(e for e in parsed.expected if e.is_about(environment, device)))

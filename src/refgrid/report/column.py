@@ -104,9 +104,11 @@ def _drop_other_file(standing: dict[str, Standing], run: Run) -> set[str]:
 
     Otherwise the error of a file that was mended years ago would stay in the matrix for ever.
     """
+    older = [(case_id, entry.outcome.case) for case_id, entry in standing.items() if entry.run is not run]
+    if not older:
+        return set()
     ran = (case for case in run.header.planned if _ran(case, run))
     broken = {case.definition: case.check == "definition" for case in ran}
-    older = [(case_id, entry.outcome.case) for case_id, entry in standing.items() if entry.run is not run]
     was_broken = {case_id: case.check == "definition" for case_id, case in older}
     gone = {name for name, case in older if broken.get(case.definition, was_broken[name]) != was_broken[name]}
     for case_id in gone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from refgrid.records.record import Outcome, Verdict
 from refgrid.report.cell import WORST_FIRST, against
@@ -41,6 +42,7 @@ def reasons(columns: Sequence[Column]) -> tuple[Reason, ...]:
     return tuple(sorted(listed, key=lambda reason: (WORST_FIRST[reason.verdict], -reason.count)))
 
 
+@cache  # thousands of outcomes end in the same words
 def without_numbers(text: str) -> str:
     """The text with each number, and each list of numbers, as one `#`; names of dtypes keep theirs."""
     text = re.sub(r"(?<!\d)(?<!float)(?<!int)\d+(\.\d+)?(e[+-]?\d+)?", "#", text)

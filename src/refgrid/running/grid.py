@@ -82,7 +82,8 @@ class Grid:
         """The known failures of this environment; raises UsageError for an entry that is not true any more."""
         option = self._config.getoption
         try:
-            found = load_expected(self.root / "ci" / "expected_failures.toml", option("--environment"))
+            file = self.root / "ci" / "expected_failures.toml"
+            found = load_expected(file, option("--environment"), self.device)
             if not option("--op-type") and not option("--definition-name"):
                 found.check({case.name for case in self.cases.values()})
         except ExpectedError as error:

@@ -82,7 +82,8 @@ class Recorder:
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Under the progress bar no letter a test."""
         if self._bar and report.when == "call" and self._ledger:
-            return report.outcome, "", ""
+            # An expected failure is no skip: pytest's summary wants another kind of text of those.
+            return "xfailed" if hasattr(report, "wasxfail") else report.outcome, "", ""
         return None
 
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
