@@ -12,6 +12,7 @@ import pytest
 import small_moe
 import torch
 from small_moe import GROUPS, NAMES, NO_GROUPS, RENORM, ROUTED, ROUTED_ONE
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import refgrid_references
 from refgrid.dataset.case import op_of
@@ -229,6 +230,34 @@ def test_without_blocks_of_rows_memory_does_not(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(moe, "BLOCK_ROWS", 10**6)
 
     assert memory(RENORM, "one_expert") > 2
+
+
+class _AsBefore210(TorchDispatchMode):
+    """A CPU of PyTorch before 2.10 takes no rows of float8."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        gathers = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_select)
+        if gathers and args[0].dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            raise NotImplementedError(f"{func} of {args[0].dtype}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_float8_are_taken_by_their_bytes(name: str) -> None:
+    op, given = draw(name, 5)
+
+    with _AsBefore210():
+        output = getattr(moe, op)(**given)
+
+    assert torch.equal(output, getattr(moe, op)(**given))
+
+
+def test_that_would_notice_rows_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe, "rows_of", lambda x, index: x[index])
+    op, given = draw(RENORM, 5)
+
+    with _AsBefore210(), pytest.raises(NotImplementedError, match="float8"):
+        getattr(moe, op)(**given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
