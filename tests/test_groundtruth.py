@@ -437,6 +437,16 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Non
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+def lse_bound(dtype: torch.dtype) -> float:
+    """How near PyTorch's kernel for CPUs comes to the lse.
+
+    In bfloat16 with AVX2 alone it is up to 7.6e-5 off here, and up to 6.2e-5 from float64 in 20 draws (torch 2.13); in
+    float32, or with ATEN_CPU_CAPABILITY=default, 4e-7.
+    """
+    only_avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return 2e-4 if only_avx2 and dtype == torch.bfloat16 else 1e-5
+
+
 BATCHES = [
     pytest.param([1, 4, 2], [5, 4, 9], id="queries at the end"),
     pytest.param([3, 0, 2], [3, 7, 0], id="a sequence without queries, one without keys"),
@@ -460,7 +470,7 @@ def test_paged_prefill_agrees_with_the_definition(
     assert given["output"].dtype == dtype
     assert given["lse"].dtype == torch.float32
     close(given["output"], output, tolerance)
-    close(given["lse"], lse, 1e-5)
+    close(given["lse"], lse, lse_bound(dtype))
     eager = groundtruth.adapter("transformers", "gqa_paged_prefill_causal", "cpu")
     if all(queries <= keys for queries, keys in zip(qo_len, kv_len, strict=True) if queries):
         given = unchanged(eager, **inputs)
