@@ -79,6 +79,14 @@ class Project:
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: provider\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text("[refgrid.sources]\nprovider = provider\n")
 
+    def expect_mismatch(self) -> None:
+        """Call a mismatch with the provider a known failure."""
+        (self.root / "ci").mkdir()
+        (self.root / "ci" / "expected_failures.toml").write_text(
+            '[[expected]]\ncases = ["*-sum"]\nenvironments = ["*"]\nverdict = "mismatch"\n'
+            'reason = "wrong on purpose"\nlink = "https://example.org"\n'
+        )
+
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--device", "cpu", *arguments]
 
@@ -524,11 +532,7 @@ def test_progress_replaces_the_letters(project: Project) -> None:
 
 def test_an_expected_failure_under_a_progress_bar_is_in_the_summary(project: Project) -> None:
     project.reference("return x * 2.1", 1)
-    (project.root / "ci").mkdir()
-    (project.root / "ci" / "expected_failures.toml").write_text(
-        '[[expected]]\ncases = ["*-sum"]\nenvironments = ["*"]\nverdict = "mismatch"\n'
-        'reason = "wrong on purpose"\nlink = "https://example.org"\n'
-    )
+    project.expect_mismatch()
 
     done = project.run("--progress", "-ra", "-k", "b1-sum")
 

@@ -159,11 +159,7 @@ def test_what_failed_is_never_cached(project: Project) -> None:
 
 def test_an_expected_failure_is_measured_each_time(project: Project) -> None:
     project.reference("open('ran', 'a').write('x')\nreturn x * 2.1", 1)
-    (project.root / "ci").mkdir()
-    (project.root / "ci" / "expected_failures.toml").write_text(
-        '[[expected]]\ncases = ["*-sum"]\nenvironments = ["*"]\nverdict = "mismatch"\n'
-        'reason = "wrong on purpose"\nlink = "https://example.org"\n'
-    )
+    project.expect_mismatch()
     project.run("-k", "sum")
     later(project)
     marks(project)

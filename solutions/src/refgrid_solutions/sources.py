@@ -141,10 +141,9 @@ def _source(name: str, op: str) -> Source:
 
 def _demand_library(source: Source) -> None:
     """Installed, new enough, and the backend written; one that cannot be imported is a broken installation."""
-    if tuple(map(int, version("torch").split(".")[:2])) < OLDEST_TORCH:
-        raise Unavailable(
-            "unsupported", f"torch {version('torch')} is here, but should be {_told(OLDEST_TORCH)} or later"
-        )
+    found = version("torch")
+    if tuple(map(int, found.split(".")[:2])) < OLDEST_TORCH:
+        raise Unavailable("unsupported", f"torch {found} is here, but should be {_told(OLDEST_TORCH)} or later")
     if importlib.util.find_spec(source.library) is None:
         raise Unavailable("missing", f"{source.library} is not installed ({source.distribution})")
     if importlib.util.find_spec(_module(source.backend)) is None:

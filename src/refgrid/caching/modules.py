@@ -72,17 +72,20 @@ class Modules:
 
         Asked after every case of a run, of some two hundred places: hence names of files, and nothing looked up anew.
         """
-        there = [name for name in names if self._file(name)]
-        if any(name not in self._states for name in there):
-            return True
-        return any(_state(place) != state for name in there for place, state in self._states[name])
+        return any(self._is_edited(name) for name in names if self._file(name))
+
+    def _is_edited(self, name: str) -> bool:
+        """One that was never hashed counts as edited."""
+        states = self._states.get(name)
+        return states is None or any(_state(place) != state for place, state in states)
 
     def _read(self, name: str) -> str:
         file = self._file(name)
         assert file, f"{name} was not reached"
         if name not in self._hashes:
-            self._states[name] = [(place, _state(place)) for place in map(str, _places(file))]
-            texts = (place.read_bytes() for place in _places(file) if place.is_file())
+            places = _places(file)
+            self._states[name] = [(place, _state(place)) for place in map(str, places)]
+            texts = (place.read_bytes() for place in places if place.is_file())
             self._hashes[name] = hashlib.sha256(b"".join(texts)).hexdigest()
         return self._hashes[name]
 

@@ -56,7 +56,7 @@ class Column:
 
 def span(standing: Sequence[Standing]) -> tuple[str, str] | None:
     """Oldest and newest start of the runs that measured real outcomes."""
-    started = {entry.measured for entry in standing if entry.outcome.verdict is not Verdict.NOT_RUN}
+    started = {entry.measured for entry in standing if _real(entry.outcome)}
     return (min(started), max(started)) if started else None
 
 
