@@ -342,6 +342,41 @@ def test_a_worker_that_dies_is_a_crash_and_the_rest_runs(project: Project) -> No
     assert "crashed" in project.outcome("b2-sum").reason
 
 
+# Says of each process what it calls at its end, and what happens only when its interpreter is taken apart.
+ENDS = """
+import atexit, os
+WHO, FLAGS = os.environ.get("PYTEST_XDIST_WORKER", "controller"), os.O_CREAT | os.O_WRONLY
+
+class Late:
+    def __del__(self, write=os.open, name="taken-apart-" + WHO, flags=FLAGS):
+        write(name, flags)
+
+late = Late()
+atexit.register(os.open, "said-goodbye-" + WHO, FLAGS)
+"""
+
+
+def test_a_worker_ends_without_taking_its_interpreter_apart(project: Project) -> None:
+    """With torch and the libraries that takes seconds, for which the controller waits."""
+    (project.root / "conftest.py").write_text(ENDS)
+
+    done = project.run("-n", "1")
+
+    said = {each.name for pattern in ("said-*", "taken-*") for each in project.root.glob(pattern)}
+    assert done.returncode == 0, done.stdout
+    assert said == {"said-goodbye-gw0", "said-goodbye-controller", "taken-apart-controller"}
+
+
+def test_a_worker_whose_session_fails_ends_as_any_process_does(project: Project) -> None:
+    """Its last words and its status are its own."""
+    failing = "\ndef pytest_sessionfinish():\n    assert WHO == 'controller'\n"
+    (project.root / "conftest.py").write_text(ENDS + failing)
+
+    project.run("-n", "1")
+
+    assert (project.root / "taken-apart-gw0").exists()
+
+
 def test_interrupting_leaves_finished_records_readable_and_the_rest_not_run(project: Project) -> None:
     project.reference("time.sleep(60 if x.shape[0] == 3 else 0)\nreturn x * 2", 1, 3)
     with project.running() as running:

@@ -13,14 +13,9 @@ from typing import Any, cast
 import pytest
 
 from refgrid.dataset.case import Case
-from refgrid.environments.measured import Environment
-from refgrid.records import digest
-from refgrid.records.digest import read_digested
-from refgrid.records.ledger import Ledger
-from refgrid.records.record import Header, Outcome, Verdict, read_runs
 from refgrid.running.controller import Controller
 from refgrid.running.journal import Entry
-from refgrid.running.scheduling import LongestFirst, estimates, known_seconds, longest_first
+from refgrid.running.scheduling import LongestFirst, longest_first
 from refgrid.running.units import unit_of
 
 SOURCES = ("one", "two", "three")
@@ -53,9 +48,11 @@ class Worker:
 
 
 class Simulation:
-    """A run of all cases on so many workers; `seconds` says what each takes, which the scheduler has recorded."""
+    """A run of all cases on so many workers; `seconds` says what each takes, and took before if that was recorded."""
 
-    def __init__(self, cases: list[Case], seconds: dict[str, float], workers: int, *, is_soak: bool = False) -> None:
+    def __init__(
+        self, cases: list[Case], seconds: dict[str, float], workers: int, *, is_soak: bool = False, recorded: bool = True
+    ) -> None:
         self.cases, self.seconds, self.now = cases, seconds, 0.0
         self.entries: dict[str, Entry] = {}
         self.given_up: list[str] = []
@@ -69,8 +66,8 @@ class Simulation:
         self.rejected: list[str] = []
         self.controller = Controller(cast(Any, config), cast(Any, grid), self.given_up.append)
         self.controller.entry = self.entries.get  # type: ignore[assignment,method-assign]
-        self.scheduler = LongestFirst(cast(Any, config), None, self.controller, cast(Any, grid))
-        self.scheduler._known_seconds = lambda: seconds  # type: ignore[method-assign]
+        known = seconds if recorded else {}
+        self.scheduler = LongestFirst(cast(Any, config), None, self.controller, cast(Any, grid), known)
         self.events: list[tuple[float, int, int, Worker]] = []
         self.tickets = itertools.count()
         self.ran: dict[str, list[int]] = defaultdict(list)
@@ -157,8 +154,7 @@ class TestScheduler:
         seconds[last] = 60.0
         simulation = Simulation(cases, seconds, 4)
         in_order = simulation.run()
-        simulation = Simulation(cases, seconds, 4)
-        simulation.scheduler._known_seconds = dict  # type: ignore[method-assign]
+        simulation = Simulation(cases, seconds, 4, recorded=False)
         simulation.scheduler._bytes_of = lambda case: 0.0  # type: ignore[method-assign]  # noqa: ARG005 - its name
 
         assert simulation.run() > 1.5 * in_order
@@ -335,58 +331,3 @@ class TestOrder:
 
     def test_keeps_the_given_order_among_equals(self) -> None:
         assert longest_first(["a", "b", "a", "b"], [1, 1, 1, 1]) == [0, 2, 1, 3]
-
-
-class TestEstimates:
-    def test_are_what_was_measured_else_the_median_of_the_op_else_by_bytes(self) -> None:
-        cases = [case("a", "b1"), case("a", "b2"), case("a", "b3"), case("a", "b4"), case("z", op="moe")]
-        known = {cases[0].id: 1.0, cases[1].id: 3.0, cases[2].id: 8.0}
-
-        found = estimates(cases, known, lambda each: 30.0 if each.op == "moe" else 6.0)
-
-        assert [found[each.id] for each in cases] == [1.0, 3.0, 8.0, 3.0, pytest.approx(30.0 * 12.0 / 18.0)]
-
-    def test_without_any_measurement_go_by_bytes(self) -> None:
-        cases = [case("a"), case("b"), case("c")]
-        found = estimates(cases, {}, lambda each: {"a": 1e9, "b": 3e9, "c": 0.0}[each.definition])
-
-        assert list(found.values()) == [1.0, 3.0, 0.0]
-
-    def test_of_cases_that_take_nothing_are_nothing(self) -> None:
-        cases = [case("a"), case("z", op="moe")]
-
-        assert estimates(cases, {cases[0].id: 1.0}, lambda _: 0.0)[cases[1].id] == 0.0
-
-
-class TestKnownSeconds:
-    def record(self, folder: Path, seconds: float, **about: Any) -> None:
-        where: dict[str, Any] = {"name": "here", "device": "cpu", "started": "2026-01-01", **about}
-        environment = Environment(where["name"], where["device"], "3.11", "linux", None, None, None, None, None, 0, {})
-        run = Header(f"{folder.name}-{where['started']}", where["started"], "0", environment, (case("a"),))
-        ledger = Ledger(folder / f"{run.run}.jsonl", run)
-        ledger.close_case(Outcome(case("a"), where.get("verdict", Verdict.MATCH), seconds={"truth": seconds, "x": 1}))
-        ledger.finish("")
-
-    def test_are_those_of_the_latest_run_of_the_environment(self, tmp_path: Path) -> None:
-        self.record(tmp_path / "a", 2.0, started="2026-01-03")
-        self.record(tmp_path / "b", 7.0, started="2026-01-02")
-        self.record(tmp_path / "c", 8.0, started="2026-01-04", name="elsewhere")
-        self.record(tmp_path / "d", 9.0, started="2026-01-05", device="cuda")
-        self.record(tmp_path / "e", 0.0, started="2026-01-06", verdict=Verdict.CACHED)
-
-        found = known_seconds(read_runs(tmp_path), "here", "cpu")
-
-        assert found == {case("a").id: 3.0}
-
-    def test_are_those_of_another_environment_where_this_one_has_none(self, tmp_path: Path) -> None:
-        self.record(tmp_path / "a", 4.0, started="2026-01-03", name="elsewhere")
-        self.record(tmp_path / "b", 9.0, started="2026-01-04", name="elsewhere", device="cuda")
-
-        assert known_seconds(read_runs(tmp_path), "here", "cpu") == {case("a").id: 5.0}
-
-    def test_are_the_same_from_digests(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(digest, "_WORTH_IT", 0)
-        self.record(tmp_path / "a", 2.0)
-        read_digested(tmp_path, tmp_path / "digests")
-
-        assert known_seconds(read_digested(tmp_path, tmp_path / "digests"), "here", "cpu") == {case("a").id: 3.0}

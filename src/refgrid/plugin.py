@@ -22,6 +22,7 @@ from refgrid.records.record import CUT, Verdict
 from refgrid.running.budget import Budget
 from refgrid.running.by_hand import ByHand
 from refgrid.running.controller import leases_there, register_runner
+from refgrid.running.ending import Ending
 from refgrid.running.grid import Grid
 from refgrid.running.options import add_options
 from refgrid.running.recorder import Recorder
@@ -34,6 +35,12 @@ _GRID = pytest.StashKey[Grid]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of a run."""
     add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """What a process calls at its end, the latest to ask first."""
+    early_config.pluginmanager.register(Ending(), "refgrid-ending")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from refgrid.dataset.case import Case
 from refgrid.proving.deaths import told_death
-from refgrid.records.record import Verdict
+from refgrid.records.digest import without_collection
+from refgrid.records.record import RecordError, Verdict
 from refgrid.running.devices import Device, DeviceError, visible_devices
+from refgrid.running.durations import known_seconds
 from refgrid.running.journal import Entry, death, last_entry, last_words
 from refgrid.running.libraries import cut_short
 from refgrid.running.replay import replay_command
@@ -126,10 +128,26 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LongestFirst | None:
-        """Ours for `--dist load`, the only mode that is safe when workers die."""
+        """Ours for `--dist load`, the only mode that is safe when workers die.
+
+        The workers are starting by now: meanwhile earlier records are read.
+        """
         from refgrid.running.scheduling import LongestFirst
 
-        return LongestFirst(config, log, self, self._grid) if config.getoption("dist") == "load" else None
+        if config.getoption("dist") != "load":
+            return None
+        return LongestFirst(config, log, self, self._grid, self._known_seconds())
+
+    def _known_seconds(self) -> dict[str, float]:
+        committed, own = self._config.rootpath / "results", self._grid.results
+        folders = [committed] if own.is_relative_to(committed) else [committed, own]
+        try:
+            with without_collection():
+                return known_seconds(folders, self._config.getoption("--environment"), self._grid.device)
+        except RecordError as error:
+            terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+            terminal.write_line(f"earlier durations are not used: {error}", yellow=True)
+            return {}
 
     def entry(self, worker: str) -> Entry | None:
         """What a worker wrote last into its journal."""

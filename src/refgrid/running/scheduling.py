@@ -5,19 +5,16 @@ A worker that dies costs its own case only; what else it had goes to the front o
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from xdist.scheduler import LoadScheduling
 
 from refgrid.dataset.case import Case
-from refgrid.records.digest import read_digested, without_collection
-from refgrid.records.record import RecordError, Run, Verdict
+from refgrid.running.durations import estimates
 from refgrid.running.units import bytes_of, unit_of
 
 if TYPE_CHECKING:
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
 # Items at a worker. It begins one only when it knows the next, and the third is there when the first has ended.
 _AHEAD = 3
-# Where nothing was ever measured, only the order matters.
-_SECONDS_PER_BYTE = 1e-9
 
 
 class LongestFirst(LoadScheduling):
@@ -40,9 +35,12 @@ class LongestFirst(LoadScheduling):
     node2pending: dict[WorkerController, list[int]]
     pending: list[int]
 
-    def __init__(self, config: pytest.Config, log: Any, controller: Controller, grid: Grid) -> None:
+    def __init__(
+        self, config: pytest.Config, log: Any, controller: Controller, grid: Grid, known: Mapping[str, float]
+    ) -> None:
+        """`known` are seconds that cases took before, by case id."""
         super().__init__(config, log)
-        self._controller, self._grid = controller, grid
+        self._controller, self._grid, self._known = controller, grid, known
         self._unit_at: list[Hashable] = []
         self._split = False
         self._blameless: set[str] = set()
@@ -114,7 +112,7 @@ class LongestFirst(LoadScheduling):
 
     def _seconds(self, cases: Sequence[Case]) -> Mapping[str, float]:
         """What each case will take; a soak keeps its own order, for which none does."""
-        return {} if self._grid.is_soak else estimates(cases, self._known_seconds(), self._bytes_of)
+        return {} if self._grid.is_soak else estimates(cases, self._known, self._bytes_of)
 
     def _portion(self) -> int:
         """Items to hand out: a unit; where there are fewer units than workers, a part of one, later ones smaller."""
@@ -129,18 +127,6 @@ class LongestFirst(LoadScheduling):
         report = pytest.CollectReport(nodeid=node.gateway.id, outcome="failed", longrepr=reason, result=[])
         self.config.hook.pytest_collectreport(report=report)
 
-    def _known_seconds(self) -> dict[str, float]:
-        committed, own = Path(self.config.rootpath) / "results", self._grid.results
-        folders = [committed] if own.is_relative_to(committed) else [committed, own]
-        try:
-            with without_collection():
-                runs = [run for folder in folders for run in read_digested(folder, own / ".digests")]
-            return known_seconds(runs, self.config.getoption("--environment"), self._grid.device)
-        except RecordError as error:
-            terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-            terminal.write_line(f"earlier durations are not used: {error}", yellow=True)
-            return {}
-
     def _bytes_of(self, case: Case) -> float:
         return bytes_of(self._grid.dataset, case)
 
@@ -152,42 +138,3 @@ def longest_first(unit_at: Sequence[Hashable], seconds: Sequence[float]) -> list
         units[unit].append(index)
     ordered = sorted(units.values(), key=lambda unit: -sum(seconds[index] for index in unit))
     return [index for unit in ordered for index in unit]
-
-
-def known_seconds(runs: Iterable[Run], environment: str, device: str) -> dict[str, float]:
-    """What each case took when it last ran on a kind of device: in this environment, else in any other."""
-    found: dict[str, float] = {}
-    for run in sorted(runs, key=lambda run: (run.header.environment.name == environment, run.header.started)):
-        if run.header.environment.device == device:
-            ran = (each for each in run.outcomes.values() if each.verdict is not Verdict.CACHED and each.seconds)
-            found.update({outcome.case.id: sum(outcome.seconds.values()) for outcome in ran})
-    return found
-
-
-def estimates(
-    cases: Sequence[Case], known: Mapping[str, float], bytes_needed: Callable[[Case], float]
-) -> dict[str, float]:
-    """Seconds of each case: as measured, else the median of its op, else by the bytes that it needs."""
-    by_op: dict[str, list[float]] = defaultdict(list)
-    for case in cases:
-        if case.id in known:
-            by_op[case.op].append(known[case.id])
-    medians = {op: statistics.median(seconds) for op, seconds in by_op.items()}
-    unknown = [case for case in cases if case.id not in known and case.op not in medians]
-    sizes = _once_a_unit(unknown, bytes_needed)
-    rate = _seconds_per_byte([case for case in cases if case.id in known], known, bytes_needed) if unknown else 0.0
-    guess = {case.id: sizes[unit_of(case)] * rate for case in unknown}
-    return {case.id: known.get(case.id, guess.get(case.id, medians.get(case.op, 0.0))) for case in cases}
-
-
-def _seconds_per_byte(
-    cases: Sequence[Case], known: Mapping[str, float], bytes_needed: Callable[[Case], float]
-) -> float:
-    sizes = _once_a_unit(cases, bytes_needed)
-    total = sum(sizes[unit_of(case)] for case in cases)
-    return sum(known[case.id] for case in cases) / total if total else _SECONDS_PER_BYTE
-
-
-def _once_a_unit(cases: Sequence[Case], bytes_needed: Callable[[Case], float]) -> dict[Hashable, float]:
-    first = {unit_of(case): case for case in cases}
-    return {unit: bytes_needed(case) for unit, case in first.items()}

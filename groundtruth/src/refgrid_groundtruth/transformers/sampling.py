@@ -6,10 +6,16 @@ the scores that remain.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
 import torch
 from transformers.generation import logits_process
 
 from refgrid_groundtruth import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def top_k_sampling_from_probs(probs: torch.Tensor, top_k: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -38,13 +44,21 @@ def top_k_top_p_sampling_from_probs(
 
 def _laws(probs: torch.Tensor, top_k: list[int], top_p: list[float]) -> dict[str, torch.Tensor]:
     scores = probs.log()
-    for row, (k, p) in enumerate(zip(top_k, top_p, strict=True)):
+    for (k, p), rows in _alike(zip(top_k, top_p, strict=True)).items():
         for warper in _warpers(k, p):
-            before = scores[row : row + 1]
+            before = scores[rows]
             after = warper(None, before)
-            _demand_no_tie(row, before, after)
-            scores[row] = after[0]
+            _demand_no_tie(rows, before, after)
+            scores[rows] = after
     return {"samples": scores.softmax(dim=-1)}
+
+
+def _alike(filters: Iterable[tuple[int, float]]) -> dict[tuple[int, float], list[int]]:
+    """Rows by their filters: a warper takes one k or p for all rows that it is given."""
+    rows: dict[tuple[int, float], list[int]] = defaultdict(list)
+    for row, each in enumerate(filters):
+        rows[each].append(row)
+    return rows
 
 
 def _warpers(k: int, p: float) -> list[logits_process.LogitsProcessor]:
@@ -54,8 +68,11 @@ def _warpers(k: int, p: float) -> list[logits_process.LogitsProcessor]:
     return [*warpers, logits_process.TopPLogitsWarper(p)] if p < 1 else warpers
 
 
-def _demand_no_tie(row: int, before: torch.Tensor, after: torch.Tensor) -> None:
+def _demand_no_tie(rows: list[int], before: torch.Tensor, after: torch.Tensor) -> None:
     kept = after > -torch.inf
     dropped = ~kept & (before > -torch.inf)
-    if dropped.any() and before[dropped].max() == before[kept].min():
+    least_kept = before.masked_fill(~kept, torch.inf).amin(dim=-1)
+    tied = dropped.any(dim=-1) & (before.masked_fill(~dropped, -torch.inf).amax(dim=-1) == least_kept)
+    if tied.any():
+        row = rows[int(tied.int().argmax())]
         raise Unavailable("unsupported", f"row {row} is cut through tied tokens, of which the warper keeps some")
