@@ -51,7 +51,13 @@ class Simulation:
     """A run of all cases on so many workers; `seconds` says what each takes, and took before if that was recorded."""
 
     def __init__(
-        self, cases: list[Case], seconds: dict[str, float], workers: int, *, is_soak: bool = False, recorded: bool = True
+        self,
+        cases: list[Case],
+        seconds: dict[str, float],
+        workers: int,
+        *,
+        is_soak: bool = False,
+        recorded: bool = True,
     ) -> None:
         self.cases, self.seconds, self.now = cases, seconds, 0.0
         self.entries: dict[str, Entry] = {}
