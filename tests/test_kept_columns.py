@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 from test_digest import hashed
 from test_record import CASES, header
 
 import refgrid
+from refgrid.records import digest
 from refgrid.records.derived import made_by
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import Outcome, RecordError, Run, Verdict, read_runs
-from refgrid.report import kept_columns, standing
+from refgrid.report import kept_columns, standing, terminal
 from refgrid.report.kept_columns import read_columns
 from refgrid.report.matrix import Matrix, assemble, build, write_files
 from refgrid.report.standing import History
+from refgrid.report.terminal import print_matrix
 
 MEASURED = {"reference": "aa", "tolerance": "table"}
 TODAY = {CASES[0].definition: "aa"}
@@ -184,6 +190,22 @@ def test_damaged_columns_are_made_anew(results: Path, made: list[str], damage: C
     assert [file.read_bytes() for file in columns(results)] == whole
 
 
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda whole: whole[:-9], lambda _: hashed(b"7")])
+def test_damaged_names_are_looked_up_anew(
+    results: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    """Without them nothing would tie the files of one environment."""
+    monkeypatch.setattr(digest, "_WORTH_IT", 0)
+    matrix(results)
+    whole = {file: file.read_bytes() for file in (results.parent / "kept").glob("*.names")}
+    assert len(whole) == 4
+    for file, names in whole.items():
+        file.write_bytes(damage(names))
+
+    assert matrix(results) == from_records(results)
+    assert {file: file.read_bytes() for file in whole} == whole
+
+
 def test_a_folder_that_takes_no_columns_costs_nothing_but_time(results: Path) -> None:
     (results.parent / "kept").write_text("a file where the folder should be")
 
@@ -196,3 +218,65 @@ def test_what_cannot_be_read_is_named_as_ever(results: Path) -> None:
 
     with pytest.raises(RecordError, match=r"one\.jsonl:1: is no record"):
         matrix(results)
+
+
+@pytest.fixture
+def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[Table]:
+    """The tables that are laid out from now on."""
+    tables: list[Table] = []
+
+    def counted(*told: Any) -> Table:
+        tables.append(lay_out(*told))
+        return tables[-1]
+
+    lay_out = terminal._laid_out
+    monkeypatch.setattr(terminal, "_laid_out", counted)
+    return tables
+
+
+def printed(matrix: Matrix, kept: Path, width: int = 80, colours: Literal["truecolor"] | None = None) -> str:
+    file = io.StringIO()
+    print_matrix(matrix, Console(file=file, width=width, color_system=colours, force_terminal=bool(colours)), kept)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("colours", [None, "truecolor"])
+@pytest.mark.parametrize("width", [60, 300])
+def test_what_is_printed_is_the_same_bytes(
+    results: Path, laid_out: list[Table], width: int, colours: Literal["truecolor"] | None
+) -> None:
+    kept = results.parent / "kept"
+    nowhere = printed(from_records(results), Path(os.devnull), width, colours)
+    cold = printed(matrix(results), kept, width, colours)
+    laid_out.clear()
+    warm = printed(matrix(results), kept, width, colours)
+
+    assert laid_out == []
+    assert cold == warm == nowhere
+    assert ("\x1b[" in warm) is bool(colours)
+
+
+def test_a_table_is_laid_out_anew_for_another_console_or_another_cell(results: Path, laid_out: list[Table]) -> None:
+    kept = results.parent / "kept"
+    before = printed(matrix(results), kept, 300)
+    for width, colours in ((301, None), (300, "truecolor")):
+        laid_out.clear()
+        assert printed(matrix(results), kept, width, cast(Any, colours)) != before
+        assert len(laid_out) == 1
+    write(results, "zero", "cpu", Verdict.CRASH)
+    laid_out.clear()
+
+    assert "1 crash" in printed(matrix(results), kept, 300)
+    assert len(laid_out) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda whole: whole[:-9], lambda _: hashed(b"\xff")])
+def test_a_damaged_table_is_laid_out_anew(results: Path, damage: Callable[[bytes], bytes]) -> None:
+    kept = results.parent / "kept"
+    before = printed(matrix(results), kept)
+    tables = list(kept.glob("*.table"))
+    assert tables
+    for file in tables:
+        file.write_bytes(damage(file.read_bytes()))
+
+    assert printed(matrix(results), kept) == before

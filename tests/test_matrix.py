@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -88,7 +89,7 @@ def names(rows: Sequence[Row]) -> list[str]:
 
 def printed(matrix: Matrix, width: int = 100, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    print_matrix(matrix, Console(file=file, width=width, color_system=None))
+    print_matrix(matrix, Console(file=file, width=width, color_system=None), Path(os.devnull))
     file.seek(0)
     return file.read()
 

@@ -156,11 +156,11 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     today = {name: text_hash(definition.reference) for name, definition in published.items()}
     op_types = {name: definition.op_type for name, definition in published.items()}
     try:
-        columns = read_columns(results, output / ".digests", today)
+        columns = read_columns(results, kept := output / ".digests", today)
         built = assemble(columns, _declared(environments), op_types)
     except (RecordError, ValueError) as error:
         _fail(str(error))
-    print_matrix(built, Console(), by_definition=by_definition)
+    print_matrix(built, Console(), kept, by_definition=by_definition)
     try:
         for file in write_files(built, output):
             click.echo(f"written: {file}")

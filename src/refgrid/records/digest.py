@@ -32,7 +32,7 @@ _LEFT_OUT = ("case", "comparisons", "seconds", "axes")
 _HASHES_LEFT_OUT = ("key", "inputs", "workload")  # nearly every case has others, and no reader of digests asks for them
 _ALL = "all"  # under which name the seconds of a case stand, summed
 
-_HEADER, _OUTCOME = TypeAdapter(Header), TypeAdapter(Outcome)
+_HEADER, _OUTCOME, _NAMES = TypeAdapter(Header), TypeAdapter(Outcome), TypeAdapter(frozenset[str])
 
 
 # The files of what writes and reads digests, and of what they hold.
@@ -89,8 +89,8 @@ class Digested:
     @cached_property
     def names(self) -> frozenset[str]:
         """Its environments on their machines, its runs, and the runs that it takes evidence from."""
-        kept = self._names.read(self._of, self.hash, json.loads)
-        names = frozenset(kept if kept is not None else _names(self.runs))
+        kept = self._names.read(self._of, self.hash, _NAMES.validate_json)
+        names = frozenset(_names(self.runs)) if kept is None else kept
         if kept is None and self._is_worth_it:
             self._names.keep(self._of, self.hash, json.dumps(sorted(names)).encode())
         return names
