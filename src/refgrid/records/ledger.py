@@ -15,6 +15,9 @@ from typing import Any, TextIO
 from refgrid.dataset.case import Case
 from refgrid.records.record import Header, Outcome, RecordError, Run, Verdict, is_whole, now
 
+# One for all lines: to make it takes longer than to encode a short one.
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
 
 class Ledger:
     """The writer of one run: refuses a case that was not planned or that is already closed.
@@ -73,7 +76,7 @@ class Ledger:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
+            self._file.write(_JSON.encode(line) + "\n")
             self._file.flush()
         except OSError as error:
             raise RecordError(f"{self.path}: a record cannot be written: {error.strerror or error}") from error
