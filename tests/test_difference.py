@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def test_the_matrix_shows_them_everywhere(tmp_path: Path) -> None:
         ]
     )
     printed = io.StringIO()
-    print_matrix(matrix, Console(file=printed, width=200))
+    print_matrix(matrix, Console(file=printed, width=200), Path(os.devnull))
     write_files(matrix, tmp_path)
 
     assert "NVIDIA H200 · gemm · torch · 1 cases: match in cu130; mismatch in cu132: out [0] is 1 | 2" in (

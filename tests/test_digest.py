@@ -13,6 +13,7 @@ from test_record import CASES, header
 
 import refgrid
 from refgrid.records import digest, record
+from refgrid.records.derived import hash_of, made_by
 from refgrid.records.digest import read_digested, without_collection
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import Outcome, RecordError, Run, Verdict, read_runs
@@ -64,24 +65,24 @@ def test_the_matrix_of_digests_is_that_of_the_records(tmp_path: Path, *, finish:
     assert len(digests(tmp_path)) == 1
 
 
-def test_a_digest_is_read_in_place_of_its_file(tmp_path: Path) -> None:
+def test_a_digest_is_read_in_place_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "results")
     read_digested(tmp_path / "results", tmp_path / "digests")
-    before = file.stat()
-    file.write_bytes(b"?" * before.st_size)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
+    read = parsed_files(monkeypatch)
     (run,) = read_digested(tmp_path / "results", tmp_path / "digests")
 
-    assert run.file == file
+    assert (run.file, read) == (file, [])
     assert [outcome.verdict.value for outcome in run.accounted()] == ["match", "mismatch", "not-run"]
 
 
 def test_a_file_that_has_changed_is_read_anew_and_its_old_digest_goes(tmp_path: Path) -> None:
     file = write(tmp_path / "results")
     read_digested(tmp_path / "results", tmp_path / "digests")
-    (old,) = digests(tmp_path)
+    (old,), before = digests(tmp_path), file.stat()
     file.write_text(file.read_text().replace('"match"', '"crash"'))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size  # its bytes alone tell
 
     (run,) = read_digested(tmp_path / "results", tmp_path / "digests")
 
@@ -93,7 +94,7 @@ def test_a_file_that_has_changed_is_read_anew_and_its_old_digest_goes(tmp_path: 
 def test_a_digest_of_other_code_is_not_used_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "results")
     with monkeypatch.context() as before:
-        before.setattr(digest, "_CODE", "0" * 64)
+        before.setattr(digest, "CODE", (Path(__file__),))
         read_digested(tmp_path / "results", tmp_path / "digests")
     (old,) = digests(tmp_path)
 
@@ -106,16 +107,20 @@ def test_a_digest_of_other_code_is_not_used_and_goes(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "file", ["records/digest.py", "records/record.py", "dataset/case.py", "environments/measured.py"]
+    "file",
+    ["records/digest.py", "records/derived.py", "records/record.py", "dataset/case.py", "environments/measured.py"],
 )
 def test_an_edit_of_what_writes_and_reads_digests_makes_other_code(tmp_path: Path, file: str) -> None:
     edited = tmp_path / "edited.py"
     edited.write_text(f"{(Path(refgrid.__file__).parent / file).read_text()}# another meaning\n")
-    files = [edited if each.match(file) else each for each in digest._FILES]
+    files = [edited if each.match(file) else each for each in digest.CODE]
 
     assert edited in files
-    assert digest._made_by(digest._FILES) == digest._CODE
-    assert digest._made_by(files) != digest._CODE
+    assert made_by(files) != made_by(digest.CODE)
+
+
+def hashed(text: bytes) -> bytes:
+    return hash_of(text).encode() + b"\n" + text
 
 
 FORGED = b'{"cases":[[0]],"endings":[],"runs":[{"planned":[7]}]}'
@@ -128,9 +133,9 @@ FORGED = b'{"cases":[[0]],"endings":[],"runs":[{"planned":[7]}]}'
         pytest.param(lambda whole: whole[: len(whole) // 2], id="cut"),
         pytest.param(lambda whole: whole.replace(b'"match"', b'"crash"'), id="changed"),
         pytest.param(lambda whole: whole.partition(b"\n")[2], id="without its hash"),
-        pytest.param(lambda _: digest._hash(FORGED) + b"\n" + FORGED, id="of another kind"),
-        pytest.param(lambda _: digest._hash(b"[]") + b"\n[]", id="of another type"),
-        pytest.param(lambda _: digest._hash(b"{") + b"\n{", id="no JSON"),
+        pytest.param(lambda _: hashed(FORGED), id="of another kind"),
+        pytest.param(lambda _: hashed(b"[]"), id="of another type"),
+        pytest.param(lambda _: hashed(b"{"), id="no JSON"),
     ],
 )
 def test_a_damaged_digest_is_made_anew_from_the_records(

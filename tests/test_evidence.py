@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -10,9 +11,11 @@ from typing import Any, cast
 import pytest
 from test_record import CASES, header
 
-from refgrid.caching import evidence
+from refgrid.caching import evidence, searched
 from refgrid.caching.evidence import Evidence, newest_match, record_files, standing
 from refgrid.caching.key import Keys
+from refgrid.caching.searched import Searched
+from refgrid.records.derived import hash_of
 from refgrid.records.ledger import Ledger, claim
 from refgrid.records.record import Outcome, RecordError, Verdict
 
@@ -38,7 +41,8 @@ def record(folder: Path, day: int, verdict: Verdict, reason: str = "", tolerance
 
 def stands(folder: Path, memory: float = math.inf) -> Mapping[str, Evidence]:
     keys = cast(Keys, OneKey())
-    return standing(record_files([folder]), keys, [CASE], "table", memory).get(CASE.id, {})
+    files = record_files([folder])
+    return standing(files, keys, [CASE], "table", memory, Searched(folder / "kept")).get(CASE.id, {})
 
 
 @pytest.mark.parametrize("verdict", Verdict, ids=lambda verdict: verdict.value)
@@ -77,6 +81,73 @@ def test_of_a_run_that_measured_nothing_under_a_key_of_today_no_line_is_parsed(
     assert stands(tmp_path)["table"].run == "run10"
     assert [b"run10" in line for line in parsed] == [True, False]  # the header, then the outcome
     assert b"run11" not in b"".join(parsed)
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose lines are looked at from now on."""
+    names: list[str] = []
+
+    def lines(file: Path) -> list[bytes]:
+        names.append(file.name)
+        return looked_at(file)
+
+    looked_at = searched.lines
+    monkeypatch.setattr(searched, "lines", lines)
+    monkeypatch.setattr(evidence, "lines", lines)
+    return names
+
+
+def other_key(file: Path) -> None:
+    """What another machine measured; as many bytes, at the same time."""
+    before = file.stat()
+    file.write_text(file.read_text().replace('"key":"aa"', '"key":"cc"'))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_file_without_a_key_of_today_is_not_searched_again(tmp_path: Path, unpacked: list[str]) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    other_key(record(tmp_path, 11, Verdict.MATCH))
+    first = stands(tmp_path)
+    unpacked.clear()
+
+    assert stands(tmp_path) == first
+    assert unpacked == ["10.jsonl"]
+
+
+def test_of_another_tolerance_all_is_searched(tmp_path: Path, unpacked: list[str]) -> None:
+    """Its key of today is another for each tolerance, and which there are nobody knows before."""
+    other_key(record(tmp_path, 11, Verdict.MATCH, tolerance="0.5"))
+    stands(tmp_path)
+    unpacked.clear()
+
+    assert stands(tmp_path)["0.5"].run == "run11"
+    assert unpacked == ["11.jsonl"]
+
+
+def test_keys_are_those_of_the_bytes_of_a_file(tmp_path: Path) -> None:
+    file = record(tmp_path, 10, Verdict.MATCH)
+    assert stands(tmp_path)
+    other_key(file)
+    assert stands(tmp_path) == {}
+
+    file.write_text(file.read_text().replace('"key":"cc"', '"key":"aa"'))
+    assert stands(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another kind", "other code"])
+def test_damaged_keys_are_looked_up_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    before = stands(tmp_path)
+    (kept,) = (tmp_path / "kept").glob("*.keys")
+    whole = kept.read_bytes()
+    if damage == "other code":
+        kept.write_bytes(whole[:32] + b"\n[]")
+        monkeypatch.setattr(searched, "CODE", (Path(__file__),))
+    else:
+        kept.write_bytes({"cut": whole[:-3], "empty": b"", "another kind": hash_of(b"7").encode() + b"\n7"}[damage])
+
+    assert stands(tmp_path) == before != {}
 
 
 def test_what_took_its_evidence_from_another_run_is_none_itself(tmp_path: Path) -> None:
@@ -150,7 +221,7 @@ def test_what_cannot_be_read_is_no_evidence(tmp_path: Path, damage: str) -> None
     else:
         file.write_bytes(lines[0] + lines[1][:-9] if damage == "cut" else lines[1])
 
-    assert standing(files, cast(Keys, OneKey()), [CASE], "table", math.inf) == {}
+    assert standing(files, cast(Keys, OneKey()), [CASE], "table", math.inf, Searched(tmp_path)) == {}
 
 
 def test_the_newest_match_of_a_case_is_found_under_whatever_key(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +17,10 @@ from rich.console import Console
 from refgrid.dataset.case import Case, Check
 from refgrid.environments.measured import Environment
 from refgrid.records.record import BY_HAND, Header, Outcome, Run, Verdict
-from refgrid.report.cell import Cell, Row
+from refgrid.report.cell import Cell
 from refgrid.report.matrix import Matrix, build, to_dict, write_files
 from refgrid.report.reason import without_numbers
+from refgrid.report.row import Row
 from refgrid.report.terminal import print_matrix
 
 CPU = Environment(
@@ -87,7 +89,7 @@ def names(rows: Sequence[Row]) -> list[str]:
 
 def printed(matrix: Matrix, width: int = 100, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    print_matrix(matrix, Console(file=file, width=width, color_system=None))
+    print_matrix(matrix, Console(file=file, width=width, color_system=None), Path(os.devnull))
     file.seek(0)
     return file.read()
 
@@ -129,8 +131,8 @@ class TestCells:
         assert Cell({Verdict.MATCH: 400, verdict: 1}).colour == verdict.colour
 
     def test_a_cell_that_nobody_planned_is_no_pass(self) -> None:
-        matrix = build([run(all_are(Verdict.MATCH, cases(2))), run(all_are(Verdict.MATCH, cases(1)), environment=H200)])
-        more = build([*(r for c in matrix.columns for r in c.runs), run({case(op="rmsnorm"): Verdict.MATCH})])
+        on_gpu = run(all_are(Verdict.MATCH, cases(1)), environment=H200)
+        more = build([run(all_are(Verdict.MATCH, cases(2))), on_gpu, run({case(op="rmsnorm"): Verdict.MATCH})])
 
         blank = cell(more, "rmsnorm", column=1)
         assert (blank.text, blank.colour, blank.planned) == ("not planned", "yellow", 0)
@@ -441,9 +443,8 @@ class TestExitCode:
         assert (matrix.summary, matrix.exit_code) == ("error: planned 2 but accounted 1: 1 match", 1)
 
 
-@pytest.fixture
-def wide() -> Matrix:
-    """Five environments with every verdict, the longest words and an environment without records."""
+def wide_runs() -> list[Run]:
+    """Five environments with every verdict and the longest words."""
     told: dict[Case, Told] = {
         of: (verdict, f"reason of {verdict.value}") for of, verdict in zip(cases(18), Verdict, strict=True)
     }
@@ -456,7 +457,13 @@ def wide() -> Matrix:
         "NVIDIA RTX PRO 6000 Blackwell",
     )
     environments = [CPU, *(replace(H200, gpu=gpu, libraries=libraries) for gpu in kinds)]
-    return build([run(told, environment=e) for e in environments], {"cu126": TestDeclared.WHY})
+    return [run(told, environment=e) for e in environments]
+
+
+@pytest.fixture
+def wide() -> Matrix:
+    """These, and an environment without records."""
+    return build(wide_runs(), {"cu126": TestDeclared.WHY})
 
 
 class TestPrinted:
@@ -555,10 +562,8 @@ class TestFiles:
         assert read["rows"][0]["cells"][0]["verdicts"]["mismatch"] == 1
         assert len(read["reasons"]) == 5 * 19
 
-    def test_markdown_tables_have_equal_rows(self, wide: Matrix, tmp_path: Path) -> None:
-        hostile = build(
-            [*(r for c in wide.columns for r in c.runs), run({case(op="a|b"): (Verdict.ERROR, "x | y\n| z")})]
-        )
+    def test_markdown_tables_have_equal_rows(self, tmp_path: Path) -> None:
+        hostile = build([*wide_runs(), run({case(op="a|b"): (Verdict.ERROR, "x | y\n| z")})])
         text = write_files(hostile, tmp_path)[0].read_text()
         tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def by_name(matrix: Matrix, definition: str, twin: str = "") -> list[str]:
 
 def terminal(matrix: Matrix, width: int = 100) -> str:
     file = io.StringIO()
-    print_matrix(matrix, Console(file=file, width=width, color_system=None), by_definition=True)
+    print_matrix(matrix, Console(file=file, width=width, color_system=None), Path(os.devnull), by_definition=True)
     return file.getvalue()
 
 

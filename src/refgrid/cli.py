@@ -26,7 +26,7 @@ from refgrid.commands.soak import run_soak, soak
 from refgrid.commands.warm import warm
 from refgrid.dataset.case import SIZES, Selection, Size, parse_sizes, plan
 from refgrid.dataset.definition import DataSet, Definition, DefinitionError, load_dataset
-from refgrid.records.digest import read_digested, without_collection
+from refgrid.records.digest import without_collection
 from refgrid.sources import Sources
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -148,18 +148,19 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     """Print the compatibility matrix of all records; exit 1 when a cell is red, 2 when nothing was proven."""
     from refgrid.dataset.reference import text_hash
     from refgrid.records.record import RecordError
-    from refgrid.report.matrix import build, write_files
+    from refgrid.report.kept_columns import read_columns
+    from refgrid.report.matrix import assemble, write_files
     from refgrid.report.terminal import print_matrix
 
     published = _published(dataset)
     today = {name: text_hash(definition.reference) for name, definition in published.items()}
     op_types = {name: definition.op_type for name, definition in published.items()}
     try:
-        runs = [run.as_of(today) for run in read_digested(results, output / ".digests")]
-        built = build(runs, _declared(environments), op_types)
+        columns = read_columns(results, kept := output / ".digests", today)
+        built = assemble(columns, _declared(environments), op_types)
     except (RecordError, ValueError) as error:
         _fail(str(error))
-    print_matrix(built, Console(), by_definition=by_definition)
+    print_matrix(built, Console(), kept, by_definition=by_definition)
     try:
         for file in write_files(built, output):
             click.echo(f"written: {file}")

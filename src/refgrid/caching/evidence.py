@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from refgrid.caching.key import Keys
+from refgrid.caching.searched import Searched, is_wanted, lines
 from refgrid.dataset.case import Case
 from refgrid.dataset.memory import told_bytes
-from refgrid.records.record import Outcome, Verdict, record_bytes, record_paths
+from refgrid.records.record import Outcome, Verdict, record_paths
 
 # Not proven, but decided by what is in the key: nothing that has not changed can become available.
 _DECIDED = frozenset({Verdict.MISSING, Verdict.UNSUPPORTED, Verdict.API_ABSENT, Verdict.NO_GROUND_TRUTH})
@@ -24,10 +25,7 @@ _DECIDED = frozenset({Verdict.MISSING, Verdict.UNSUPPORTED, Verdict.API_ABSENT, 
 DIED = frozenset({Verdict.CRASH, Verdict.HANG})
 
 _LACK = " are free for this worker"  # how refgrid.dataset.memory ends the reason of a case that does not fit
-_KEY = re.compile(rb'"key": ?"([0-9a-f]+)"')
-_TOLERANCE = re.compile(rb'"tolerance": ?"([^"]*)"')
 _RUN = re.compile(rb'^\{"type": ?"run"')
-_TAKEN = re.compile(rb'"evidence": ?"')  # a run's name; the evidence against a sampler is a number
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def record_files(folders: Iterable[Path]) -> list[Path]:
 
 
 def standing(
-    files: Iterable[Path], keys: Keys, cases: Collection[Case], tolerance: str, memory: float
+    files: Iterable[Path], keys: Keys, cases: Collection[Case], tolerance: str, memory: float, searched: Searched
 ) -> dict[str, dict[str, Evidence]]:
     """What need not be measured again, by case id and by the tolerance that it was measured with.
 
@@ -84,7 +82,8 @@ def standing(
     by_id = {case.id: case for case in cases}
     wanted = {keys.key(case, tolerance).encode() for case in cases}
     newest: dict[str, dict[str, Evidence]] = {}
-    for each in _measured(files, wanted, tolerance.encode()):
+    holding = (file for file in files if searched.may_hold(file, wanted, tolerance.encode()))
+    for each in _measured(holding, wanted, tolerance.encode()):
         case = by_id.get(each.case)
         if case is None or each.hashes["key"] != keys.key(case, each.tolerance):
             continue
@@ -120,40 +119,19 @@ def _measured(
     """
     for file in files:
         first, header = b"", dict[str, Any]()
-        for line in _lines(file):
+        for line in lines(file):
             if _RUN.match(line):
                 first, header = line, {}  # parsed when a line of its run is wanted: it names every case
-            elif _may_be_wanted(line, wanted, tolerance):
+            elif is_wanted(line, wanted, tolerance):
                 header, outcome = header or _parsed(first), _parsed(line)
                 if header and outcome.get("type") == "outcome" and not (header.get("soak") or _had_no_turn(outcome)):
                     yield _evidence(outcome, header)
-
-
-def _lines(file: Path) -> list[bytes]:
-    """None of a file that has gone since the folder was looked at, and none that cannot be read: both prove nothing."""
-    try:
-        return record_bytes(file).split(b"\n")
-    except OSError:
-        return []
-
-
-def _may_be_wanted(line: bytes, wanted: Collection[bytes] | None, tolerance: bytes) -> bool:
-    """What took its evidence from another run is none itself."""
-    key = _KEY.search(line)
-    if key is None or _TAKEN.search(line):
-        return False
-    return wanted is None or key[1] in wanted or _other(line, tolerance)
 
 
 def _had_no_turn(outcome: Mapping[str, Any]) -> bool:
     """Not-run for another reason than that the case needs more memory than there is."""
     lack = str(outcome.get("reason", "")).endswith(_LACK)
     return outcome.get("verdict") == Verdict.NOT_RUN.value and not lack
-
-
-def _other(line: bytes, tolerance: bytes) -> bool:
-    found = _TOLERANCE.search(line)
-    return found is not None and found[1] != tolerance
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -50,6 +50,7 @@ _PLACES = ("_DIR", "_BASE", "_PATH", "_HOME", "LOGLEVEL", "_LOGS")
 TABLE = "table"  # the tolerance of a case that nobody set by hand
 NONE = "none"
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # one for the many thousand parts of keys
 _DEFINITION, _WORKLOAD = TypeAdapter(Definition), TypeAdapter(Workload)
 
 
@@ -256,5 +257,5 @@ def _content(file: Path) -> str:
 
 
 def _short(value: object, digits: int = 12) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
+    text = value if isinstance(value, str) else _JSON.encode(value)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]

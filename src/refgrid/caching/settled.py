@@ -21,6 +21,7 @@ from refgrid.caching.evidence import Evidence, record_files, standing
 from refgrid.caching.explain import explained
 from refgrid.caching.key import TABLE, Keys, Machine
 from refgrid.caching.left import Left, left_run, told_run
+from refgrid.caching.searched import Searched
 from refgrid.environments.measured import Environment, measure
 from refgrid.records.record import Outcome, Verdict
 
@@ -225,7 +226,8 @@ class Settled:
     def _standing(self) -> Mapping[str, Mapping[str, Evidence]]:
         sizes, memory = self._config.getoption("--test-sizes"), self._config.getoption("--memory")
         cases = [case for case in self._grid.cases.values() if not sizes or case.size in sizes]
-        return standing(self.records, self.keys, cases, self._asked, memory)
+        searched = Searched(self._grid.results / ".digests")
+        return standing(self.records, self.keys, cases, self._asked, memory, searched)
 
     @cached_property
     def _told(self) -> Offer:

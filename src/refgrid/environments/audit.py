@@ -159,9 +159,11 @@ def _gone(distribution: Distribution) -> Iterator[str]:
 
     `Distribution.files` is no help: from Python 3.12 on it leaves out what is not there.
     """
+    folder = str(distribution.locate_file(""))
     for file, *_ in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
         elsewhere = file.startswith(("..", "/")) or file.partition("/")[0].endswith(".data") or file.endswith(".pyc")
-        if not elsewhere and not Path(str(distribution.locate_file(file))).exists():
+        # torch has fifteen thousand files: of names, several times as fast as of Paths
+        if not elsewhere and not os.path.exists(os.path.join(folder, file)):  # noqa: PTH110, PTH118
             yield file
 
 

@@ -2,52 +2,41 @@
 
 Cases of one file end in some thousand different ways, if what was measured of each is left aside: a digest tells each
 case and each way once, and of an outcome by number which case ended in which way, with its largest errors instead of
-the comparisons and its seconds as one sum. Its name has the size and the time of the file that it is of and a hash of
-the code that made it, its first line a hash of the rest: where one of them does not fit, the file itself is read. It
-can be thrown away at any time.
+the comparisons and its seconds as one sum. It is of the file's very bytes: where there is none of these, or it is
+damaged, the file itself is read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pydantic import TypeAdapter
 
 from refgrid.dataset.case import Case
 from refgrid.environments.measured import Environment
-from refgrid.records.record import Header, Outcome, Run, record_paths, runs_of
+from refgrid.records import derived
+from refgrid.records.derived import Derived, hash_of
+from refgrid.records.record import Header, Outcome, RecordError, Run, record_paths, runs_of
 
 # What is smaller, even packed, is read as fast as its digest would be.
 _WORTH_IT = 2**17
 _LEFT_OUT = ("case", "comparisons", "seconds", "axes")
 _HASHES_LEFT_OUT = ("key", "inputs", "workload")  # nearly every case has others, and no reader of digests asks for them
 _ALL = "all"  # under which name the seconds of a case stand, summed
-# What reading a digest raises that is damaged, or was written by something else.
-_UNUSABLE = (OSError, ValueError, TypeError, LookupError)
 
-_HEADER, _OUTCOME = TypeAdapter(Header), TypeAdapter(Outcome)
+_HEADER, _OUTCOME, _NAMES = TypeAdapter(Header), TypeAdapter(Outcome), TypeAdapter(frozenset[str])
 
 
 # The files of what writes and reads digests, and of what they hold.
-_FILES = (Path(__file__), *(Path(inspect.getfile(kind)) for kind in (Run, Case, Environment)))
-
-
-def _made_by(files: Iterable[Path]) -> str:
-    """Other code needs other digests: what they hold may mean something else to it."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-_CODE = _made_by(_FILES)
+CODE = (Path(__file__), *(Path(inspect.getfile(each)) for each in (derived, Run, Case, Environment)))
 
 
 @contextlib.contextmanager
@@ -71,34 +60,64 @@ def read_digested(folder: Path, digests: Path) -> list[Run]:
 
     Raises RecordError as that does.
     """
-    known: dict[tuple[Any, ...], Case] = {}
-    runs = [run for path in record_paths(folder) for run in _runs(path, digests, known)]
+    runs = [run for file in digested(folder, digests) for run in file.runs]
     return sorted(runs, key=lambda run: run.header.started)
 
 
-def _runs(path: Path, digests: Path, known: dict[tuple[Any, ...], Case]) -> list[Run]:
-    found = path.stat()
-    if found.st_size < _WORTH_IT:
-        return list(runs_of(path))
-    of_path = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    digest = digests / f"{of_path}-{found.st_size}-{found.st_mtime_ns}-{_CODE}.digest"
-    with contextlib.suppress(*_UNUSABLE):  # the file itself has all
-        return _read(digest.read_bytes(), path, known)
-    runs = list(runs_of(path))
-    if any(outcome.comparisons for run in runs for outcome in run.outcomes.values()):
-        _keep(_written(runs), digest, digests.glob(f"{of_path}-*.digest"))
-    return runs
+def digested(folder: Path, digests: Path) -> list[Digested]:
+    """The files of records below a folder, sorted."""
+    known: dict[tuple[Any, ...], Case] = {}
+    return [Digested(path, digests, known) for path in record_paths(folder)]
 
 
-def _keep(text: bytes, digest: Path, older: Iterator[Path]) -> None:
-    """A folder that cannot be written costs time, nothing else."""
-    unfinished = digest.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError):
-        digest.parent.mkdir(parents=True, exist_ok=True)
-        for each in older:
-            each.unlink(missing_ok=True)
-        unfinished.write_bytes(text)
-        unfinished.replace(digest)
+class Digested:
+    """A file of records, read as little as what is asked of it needs; raises RecordError as `read_runs` does."""
+
+    def __init__(self, path: Path, digests: Path, known: dict[tuple[Any, ...], Case]) -> None:
+        """`known` are cases of other files."""
+        self.path, self._known, self._of = path, known, str(path.resolve())
+        self._digests, self._names = Derived(digests, "digest", CODE), Derived(digests, "names", CODE)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of its bytes."""
+        try:
+            return hash_of(self.path.read_bytes())
+        except OSError as error:
+            raise RecordError(f"{self.path}: records cannot be read: {error.strerror or error}") from error
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Its environments on their machines, its runs, and the runs that it takes evidence from."""
+        kept = self._names.read(self._of, self.hash, _NAMES.validate_json)
+        names = frozenset(_names(self.runs)) if kept is None else kept
+        if kept is None and self._is_worth_it:
+            self._names.keep(self._of, self.hash, json.dumps(sorted(names)).encode())
+        return names
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Without the details of comparisons."""
+        if not self._is_worth_it:
+            return list(runs_of(self.path))
+        kept = self._digests.read(self._of, self.hash, lambda text: _read(text, self.path, self._known))
+        return self._read_anew() if kept is None else kept
+
+    def _read_anew(self) -> list[Run]:
+        runs = list(runs_of(self.path))
+        if any(outcome.comparisons for run in runs for outcome in run.outcomes.values()):
+            self._digests.keep(self._of, self.hash, _written(runs))
+        return runs
+
+    @property
+    def _is_worth_it(self) -> bool:
+        return self.path.stat().st_size >= _WORTH_IT
+
+
+def _names(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        yield from (run.header.environment.title, run.header.run)
+        yield from (outcome.evidence for outcome in run.outcomes.values() if outcome.evidence)
 
 
 def _written(runs: Sequence[Run]) -> bytes:
@@ -106,8 +125,7 @@ def _written(runs: Sequence[Run]) -> bytes:
     endings: dict[str, int] = {}
     told = [_told(run, cases, endings) for run in runs]
     ended = [json.loads(ending) for ending in endings]
-    text = json.dumps({"cases": [astuple(case) for case in cases], "endings": ended, "runs": told}).encode()
-    return _hash(text) + b"\n" + text
+    return json.dumps({"cases": [astuple(case) for case in cases], "endings": ended, "runs": told}).encode()
 
 
 def _told(run: Run, cases: dict[Case, int], endings: dict[str, int]) -> dict[str, Any]:
@@ -134,11 +152,8 @@ def _ending(outcome: Outcome) -> dict[str, Any]:
 
 
 def _read(digest: bytes, path: Path, known: dict[tuple[Any, ...], Case]) -> list[Run]:
-    """The runs of a file; `known` are cases of other files. Raises ValueError for a digest that is not as written."""
-    head, _, text = digest.partition(b"\n")
-    if head != _hash(text):
-        raise ValueError("is not as it was written")
-    told = json.loads(text)
+    """The runs of a file; `known` are cases of other files."""
+    told = json.loads(digest)
     cases = [known.get(row) or known.setdefault(row, Case(*row)) for row in map(tuple, told["cases"])]
     endings = [vars(_OUTCOME.validate_python({**each, "case": cases[0]})) for each in told["endings"]]
     return [_run(each, path, cases, endings) for each in told["runs"]]
@@ -160,7 +175,3 @@ def _outcomes(
         spent = {} if seconds is None else {"seconds": {_ALL: seconds}}
         vars(outcome).update(endings[ending], case=cases[case], **measured, **spent)
         yield outcome
-
-
-def _hash(text: bytes) -> bytes:
-    return xxhash.xxh3_128_hexdigest(text).encode()

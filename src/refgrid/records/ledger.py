@@ -8,12 +8,15 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from refgrid.dataset.case import Case
 from refgrid.records.record import Header, Outcome, RecordError, Run, Verdict, is_whole, now
+
+# One for all lines: to make it takes longer than to encode a short one.
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class Ledger:
@@ -42,7 +45,7 @@ class Ledger:
         except OSError as error:
             raise RecordError(f"{path}: records cannot be written: {error.strerror or error}") from error
         is_locked(self._file)
-        self._write({"type": "resume", "time": now()} if claimed else {"type": "run", **asdict(header)})
+        self._write({"type": "resume", "time": now()} if claimed else _told(header))
 
     @classmethod
     def resumed(cls, run: Run, file: TextIO) -> Ledger:
@@ -73,7 +76,7 @@ class Ledger:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
+            self._file.write(_JSON.encode(line) + "\n")
             self._file.flush()
         except OSError as error:
             raise RecordError(f"{self.path}: a record cannot be written: {error.strerror or error}") from error
@@ -120,6 +123,13 @@ def _at_whole_lines(file: TextIO) -> TextIO:
     if is_whole(last):
         file.write("\n")
     return file
+
+
+def _told(header: Header) -> dict[str, Any]:
+    """Cases are flat: their fields as they are, where `asdict` would look for more in each of many thousands."""
+    names = [each.name for each in fields(Case)]
+    planned = [{name: getattr(case, name) for name in names} for case in header.planned]
+    return {"type": "run", **asdict(replace(header, planned=())), "planned": planned}
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

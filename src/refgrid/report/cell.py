@@ -1,19 +1,20 @@
-"""Cells and rows of the matrix: what became of the cases of one op in one column, counted by verdict."""
+"""Cells of the matrix: what became of the cases of one row in one column, counted by verdict."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from refgrid.dataset.case import Case
 from refgrid.records.record import Outcome, Verdict, verdict_counts
-from refgrid.report.column import Column, Standing, span
+from refgrid.report.standing import Standing, span
 
 Colour = Literal["green", "yellow", "red"]
-_RANK: Mapping[str, int] = {"red": 0, "yellow": 1, "green": 2}
+_Row = TypeVar("_Row", bound=Hashable)
+NOT_PLANNED, NOT_RUN = "not planned", "not run"
 WORST_FIRST: Mapping[Verdict, int] = {verdict: rank for rank, verdict in enumerate(Verdict)}
 
 
@@ -30,7 +31,7 @@ class Cell:
     headroom: float | None = None
     headroom_case: str = ""
     dates: tuple[str, str] | None = None
-    absent: str = "not planned"
+    absent: str = NOT_PLANNED
     shrunk: int = 0
 
     @property
@@ -50,59 +51,12 @@ class Cell:
         return told(self.counts) or self.absent
 
 
-@dataclass(frozen=True)
-class Row:
-    """One op held against one thing; `against` is None for the op as a whole, which sums its parts."""
-
-    op: str
-    against: str | None
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class DefinitionRow:
-    """One definition, or its twin: `twin` says then how its constants differ."""
-
-    op_type: str
-    definition: str
-    twin: str
-    cells: tuple[Cell, ...]
-
-
-def rows(columns: Sequence[Column]) -> tuple[Row, ...]:
-    """Every op that a case is of, worst first, each followed by its parts, worst first."""
-    cases = [entry.outcome.case for column in columns for entry in column.outcomes]
-    parts = dict.fromkeys((case.op, against(case)) for case in cases)
-    sorted_in = [_by_part(column) for column in columns]
-    below: dict[str, list[Row]] = {}
-    for part in parts:
-        cells = tuple(_cell(c, entries.get(part, [])) for c, entries in zip(columns, sorted_in, strict=True))
-        below.setdefault(part[0], []).append(Row(*part, cells))
-    totals = sorted((_total(op, below[op]) for op in below), key=_worst_first)
-    return tuple(row for op in totals for row in (op, *sorted(below[op.op], key=_worst_first)))
-
-
-def definition_rows(columns: Sequence[Column], published: Mapping[str, str]) -> tuple[DefinitionRow, ...]:
-    """Every definition that a case is of or that is `published`, by op_type and name, each followed by its twin.
-
-    `published` maps names to op_types: what nobody planned to prove has a row that says so.
-    """
-    cases = [entry.outcome.case for column in columns for entry in column.outcomes]
-    planned = {(case.op_type, case.definition, case.twin) for case in cases}
-    names = sorted(planned | {(op_type, name, "") for name, op_type in published.items()})
-    sorted_in = [_by_definition(column) for column in columns]
-    found = []
-    for op_type, name, twin in names:
-        cells = tuple(_cell(c, entries.get((name, twin), [])) for c, entries in zip(columns, sorted_in, strict=True))
-        found.append(DefinitionRow(op_type, name, twin, cells))
-    return tuple(found)
-
-
-def _by_definition(column: Column) -> dict[tuple[str, str], list[Standing]]:
-    found: dict[tuple[str, str], list[Standing]] = {}
-    for entry in column.outcomes:
-        found.setdefault((entry.outcome.case.definition, entry.outcome.case.twin), []).append(entry)
-    return found
+def cells(standing: Iterable[Standing], row_of: Callable[[Case], _Row]) -> dict[_Row, Cell]:
+    """A cell for each row that a case is of, in the order of the cases."""
+    entries: dict[_Row, list[Standing]] = defaultdict(list)
+    for entry in standing:
+        entries[row_of(entry.outcome.case)].append(entry)
+    return {row: _cell(same) for row, same in entries.items()}
 
 
 def against(case: Case) -> str:
@@ -112,19 +66,11 @@ def against(case: Case) -> str:
     return case.source or ("ground truth" if case.check == "numerics" else case.check)
 
 
-def _by_part(column: Column) -> dict[tuple[str, str], list[Standing]]:
-    found: dict[tuple[str, str], list[Standing]] = {}
-    for entry in column.outcomes:
-        found.setdefault((entry.outcome.case.op, against(entry.outcome.case)), []).append(entry)
-    return found
-
-
-def _cell(column: Column, entries: Sequence[Standing]) -> Cell:
+def _cell(entries: Sequence[Standing]) -> Cell:
     outcomes = [entry.outcome for entry in entries]
     headroom, case = max(_headrooms(outcomes), default=(None, ""))
-    absent = "not planned" if column.environment else "not run"
     shrunk = sum(1 for outcome in outcomes if outcome.shrunk)
-    return Cell(verdict_counts(outcomes), headroom, case, span(entries), absent, shrunk)
+    return Cell(verdict_counts(outcomes), headroom, case, span(entries), shrunk=shrunk)
 
 
 def _headrooms(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, str]]:
@@ -136,32 +82,12 @@ def _headrooms(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, str]]:
                 yield math.inf if math.isnan(value) else value, outcome.case.id
 
 
-def _total(op: str, parts: Sequence[Row]) -> Row:
-    cells = []
-    for in_column in zip(*(row.cells for row in parts), strict=True):
-        worst = max(in_column, key=lambda cell: -1 if cell.headroom is None else cell.headroom)
-        dates = sorted(date for cell in in_column for date in cell.dates or ())
-        days = (dates[0], dates[-1]) if dates else None
-        shrunk = sum(cell.shrunk for cell in in_column)
-        cells.append(Cell(total(in_column), worst.headroom, worst.headroom_case, days, worst.absent, shrunk))
-    return Row(op, None, tuple(cells))
-
-
 def total(cells: Iterable[Cell]) -> dict[Verdict, int]:
     """Counts of all cells together, worst verdict first."""
     counts: Counter[Verdict] = Counter()
     for cell in cells:
         counts.update(cell.counts)
     return {verdict: counts[verdict] for verdict in Verdict if counts[verdict]}
-
-
-def _worst_first(row: Row) -> tuple[int, int, int, str]:
-    """By colour, then by the worst verdict and how often it came; columns without records do not count."""
-    cells = [cell for cell in row.cells if cell.absent != "not run"]
-    counts = total(cells)
-    worst = next(iter(counts), Verdict.MATCH)
-    rank = min((_RANK[cell.colour] for cell in cells), default=1)
-    return rank, WORST_FIRST[worst], -counts.get(worst, 0), row.against or row.op
 
 
 def told(counts: Mapping[Verdict, int]) -> str:

@@ -1,197 +1,112 @@
-"""Columns of the matrix: one environment on one kind of machine, and which outcome of its runs stands.
-
-The newest run wins, case by case. A run that did not plan a case, or ended before its turn, replaces nothing.
-"""
+"""Columns of the matrix: all that it shows of one environment on one kind of machine, counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from refgrid.dataset.case import Case
-from refgrid.dataset.smaller import told_changes
 from refgrid.environments.measured import Environment
-from refgrid.records.carried import measured_at, with_evidence
-from refgrid.records.record import BY_HAND, Outcome, Run, Verdict
+from refgrid.records.record import Outcome, Verdict
+from refgrid.report.cell import Cell, against, cells
+from refgrid.report.reason import Reason, reasons
+from refgrid.report.standing import History, Standing, span
 
 
 @dataclass(frozen=True)
-class Standing:
-    """An outcome that no newer run has replaced, the run it is of, and the start of the run that measured it."""
+class RunRow:
+    """One run of a column, and how many of its outcomes stand."""
 
-    outcome: Outcome
-    run: Run
-    measured: str
+    run: str
+    started: str
+    refgrid: str
+    file: str
+    finished: bool
+    planned: int
+    standing: int
+    environment: Environment
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A way in which cases of an op, held against one thing, ended: `headline` is the reason without what varies."""
+
+    op: str
+    against: str
+    verdict: Verdict
+    headline: str
 
 
 @dataclass(frozen=True)
 class Column:
     """One environment on one kind of machine, as the newest run with a result measured it.
 
-    `planned` counts the cases that the headers of the runs owe, whatever became of them. `notes` say where
-    older outcomes stand, `findings` what is odd about where the newest run ran. A column without records has no
-    environment and says in `reason` why.
+    `planned` counts the cases that the headers of the runs owe, whatever became of them. `notes` say where older
+    outcomes stand, `findings` what is odd about where the newest run ran. `parts` are cells by op and what it is held
+    against, `definitions` by name and twin, `planned_definitions` have their op_types; `ended` says of each case that
+    ran by number in which of the `endings`. A column without records has no environment and says in `reason` why.
     """
 
     title: str
     environment: Environment | None = None
-    standing: Mapping[str, Standing] = field(default_factory=dict)
-    runs: tuple[Run, ...] = ()
+    dates: tuple[str, str] | None = None
+    runs: tuple[RunRow, ...] = ()
     planned: int = 0
     notes: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     reason: str = ""
-
-    @property
-    def outcomes(self) -> tuple[Standing, ...]:
-        """What stands, in planned order."""
-        return tuple(self.standing.values())
-
-    @property
-    def dates(self) -> tuple[str, str] | None:
-        """The start of the oldest and of the newest run that an outcome is of; None when nothing ran."""
-        return span(self.outcomes)
+    parts: Mapping[tuple[str, str], Cell] = field(default_factory=dict)
+    definitions: Mapping[tuple[str, str], Cell] = field(default_factory=dict)
+    planned_definitions: tuple[tuple[str, str, str], ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    endings: tuple[Ending, ...] = ()
+    ended: Mapping[str, int] = field(default_factory=dict)
 
 
-def span(standing: Sequence[Standing]) -> tuple[str, str] | None:
-    """Oldest and newest start of the runs that measured real outcomes."""
-    started = {entry.measured for entry in standing if _real(entry.outcome)}
-    return (min(started), max(started)) if started else None
+def columns(histories: Iterable[History]) -> list[Column]:
+    """A column each."""
+    return [_column(history) for history in histories]
 
 
-def columns(runs: Sequence[Run], declared: Mapping[str, str]) -> tuple[Column, ...]:
-    """A column for each environment and machine kind with records, then the declared ones without."""
-    titles: dict[str, list[Run]] = {}
-    for run in sorted(with_evidence(runs), key=lambda run: run.header.started):
-        titles.setdefault(run.header.environment.title, []).append(run)
-    recorded = {run.header.environment.name for run in runs}
-    empty = [Column(name, reason=reason) for name, reason in declared.items() if name not in recorded]
-    by_name = {run.header.run: run for run in runs}
-    return (*(_column(title, titles[title], by_name) for title in sorted(titles)), *empty)
+def _column(history: History) -> Column:
+    """What the matrix shows of a history."""
+    cases = [entry.outcome.case for entry in history.standing]
+    endings: dict[Ending, int] = {}
+    ended = dict(_ended(history.standing, endings))
+    return Column(
+        history.title,
+        history.environment,
+        dates=span(history.standing),
+        runs=tuple(_rows(history)),
+        planned=history.planned,
+        notes=history.notes,
+        findings=history.findings,
+        parts=cells(history.standing, lambda case: (case.op, against(case))),
+        definitions=cells(history.standing, lambda case: (case.definition, case.twin)),
+        planned_definitions=tuple(dict.fromkeys((case.op_type, case.definition, case.twin) for case in cases)),
+        reasons=reasons(history),
+        endings=tuple(endings),
+        ended=ended,
+    )
 
 
-def _column(title: str, runs: Sequence[Run], by_name: Mapping[str, Run]) -> Column:
-    standing: dict[str, Standing] = {}
-    planned: Counter[str] = Counter()
-    replaced: set[str] = set()
-    for run in runs:
-        # A case that one header names twice stays two in the union; it ends once, so the sums will differ.
-        planned |= Counter(case.id for case in run.header.planned)
-        for outcome in run.accounted():
-            before = standing.get(outcome.case.id)
-            if before is None or _real(outcome) or not _real(before.outcome):
-                standing[outcome.case.id] = Standing(outcome, run, measured_at(outcome, run, by_name))
-        replaced |= _drop_other_file(standing, run)
-    replaced -= set(standing)
-    owed = sum(count for case_id, count in planned.items() if case_id not in replaced)
-    newest = _newest(runs, standing)
-    notes = tuple(_notes(runs, newest, standing, replaced))
-    return Column(title, newest.header.environment, standing, tuple(runs), owed, notes, newest.findings)
+def _rows(history: History) -> Iterator[RunRow]:
+    stand = Counter(entry.run.header.run for entry in history.standing)
+    for run in history.runs:
+        head = run.header
+        told = (run.file.as_posix(), run.finished, len(head.planned), stand[head.run], head.environment)
+        yield RunRow(head.run, head.started, head.refgrid, *told)
 
 
-def _real(outcome: Outcome) -> bool:
-    return outcome.verdict is not Verdict.NOT_RUN
+def _ended(standing: Iterable[Standing], endings: dict[Ending, int]) -> Iterator[tuple[str, int]]:
+    """Cases that ran with the numbers of their endings, which are added where they are new."""
+    for outcome in (entry.outcome for entry in standing):
+        if outcome.verdict is not Verdict.NOT_RUN:
+            ending = Ending(outcome.case.op, against(outcome.case), outcome.verdict, _headline(outcome))
+            yield outcome.case.id, endings.setdefault(ending, len(endings))
 
 
-def _ran(case: Case, run: Run) -> bool:
-    outcome = run.outcomes.get(case.id)
-    return outcome is not None and _real(outcome)
-
-
-def _drop_other_file(standing: dict[str, Standing], run: Run) -> set[str]:
-    """A definition that was broken and is no longer, or the other way round, is another file: its past goes.
-
-    Otherwise the error of a file that was mended years ago would stay in the matrix for ever.
-    """
-    older = [(case_id, entry.outcome.case) for case_id, entry in standing.items() if entry.run is not run]
-    if not older:
-        return set()
-    ran = (case for case in run.header.planned if _ran(case, run))
-    broken = {case.definition: case.check == "definition" for case in ran}
-    was_broken = {case_id: case.check == "definition" for case_id, case in older}
-    gone = {name for name, case in older if broken.get(case.definition, was_broken[name]) != was_broken[name]}
-    for case_id in gone:
-        del standing[case_id]
-    return gone
-
-
-def _newest(runs: Sequence[Run], standing: Mapping[str, Standing]) -> Run:
-    with_result = {id(entry.run) for entry in standing.values() if _real(entry.outcome)}
-    return next((run for run in reversed(runs) if id(run) in with_result), runs[-1])
-
-
-def _notes(runs: Sequence[Run], newest: Run, standing: Mapping[str, Standing], gone: set[str]) -> Iterator[str]:
-    texts = _texts(standing)
-    for run in runs:
-        if not run.header.planned:
-            yield f"{_name(run)} planned no case and replaces nothing"
-        yield from _unfinished(run, standing)
-        if run is not newest:
-            yield from _older(run, standing, newest, texts)
-    carried = [entry for entry in standing.values() if entry.outcome.evidence]
-    if carried:
-        days = " to ".join(sorted({date[:10] for date in span(carried) or ()})) or "it was not run"
-        yield f"{_count(len(carried), 'outcome')} not measured again: nothing that counts has changed since {days}"
-    by_hand = sum(BY_HAND.partition("{}")[0] in entry.outcome.reason for entry in standing.values())
-    if by_hand:
-        yield f"{_count(by_hand, 'outcome')} under a tolerance set by hand, not the table's"
-    shrunk = [entry.outcome for entry in standing.values() if entry.outcome.shrunk]
-    if shrunk:
-        example = f"{shrunk[0].case.id}: {told_changes(shrunk[0].shrunk)}"
-        yield f"{_count(len(shrunk), 'outcome')} at sizes cut to fit into memory, such as {example}"
-    if gone:
-        left_out = _count(len(gone), "older outcome")
-        yield f"{left_out} left out: the definition's file was broken since, or has been mended"
-
-
-def _unfinished(run: Run, standing: Mapping[str, Standing]) -> Iterator[str]:
-    """Cases that the run owed and did not run, unless a newer run has made up for them."""
-    not_run = (case.id for case in run.header.planned if not _ran(case, run))
-    lost = [standing[case_id] for case_id in not_run if case_id in standing]
-    still = sum(entry.run is run for entry in lost)
-    kept = sum(entry.run.header.started < run.header.started for entry in lost)
-    if still or kept:
-        told = f"{_name(run)} left {still + kept} of {len(run.header.planned)} cases not-run"
-        yield told + (f"; {kept} keep the outcome of an older run" if kept else "")
-
-
-def _older(run: Run, standing: Mapping[str, Standing], newest: Run, texts: Mapping[str, str]) -> Iterator[str]:
-    """What stands of an older run, and what has changed since, such as the texts of references."""
-    kept = [entry for entry in standing.values() if entry.run is run and _real(entry.outcome)]
-    if not kept or run.header.started > newest.header.started:
-        return
-    before = list(_changes(run.header.environment, newest.header.environment))
-    ran = ((e.outcome.hashes.get("reference"), texts.get(e.outcome.case.definition)) for e in kept)
-    other = sum(text is not None and text != newest_text for text, newest_text in ran)
-    stand = f"{_count(len(kept), 'outcome')} of {_name(run)} stand, no newer run has them"
-    stand += f", measured with {' and '.join(before)}" if before else ""
-    yield stand + (f", {other} of them with another text of the reference" if other else "")
-    yield from (f"{_name(run)}: {finding}" for finding in run.findings if finding not in newest.findings)
-
-
-def _texts(standing: Mapping[str, Standing]) -> dict[str, str]:
-    """Hash of the reference text that the newest outcome of each definition ran."""
-    by_age = sorted(standing.values(), key=lambda entry: entry.run.header.started)
-    hashes = ((entry.outcome.case.definition, entry.outcome.hashes.get("reference")) for entry in by_age)
-    return {definition: text for definition, text in hashes if text}
-
-
-def _changes(old: Environment, new: Environment) -> Iterator[str]:
-    """What the older environment had where the newer one differs."""
-    for each in fields(Environment):
-        before, after = getattr(old, each.name), getattr(new, each.name)
-        if isinstance(before, dict):
-            for library in sorted({*before, *after}):
-                if before.get(library) != after.get(library):
-                    yield f"{library} {before.get(library) or 'missing'}"
-        elif before != after:
-            yield f"{each.name} {before or 'missing'}"
-
-
-def _name(run: Run) -> str:
-    return f"run {run.header.run} of {run.header.started[:10]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _headline(outcome: Outcome) -> str:
+    """The reason; of an expected failure why it is expected, with its link, and not what was found this time."""
+    expected, known, _ = outcome.reason.partition("): ")
+    return f"{expected})" if known and outcome.verdict is Verdict.EXPECTED else outcome.reason

@@ -9,10 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from refgrid.dataset.case import Case
-from refgrid.records.record import Outcome, Verdict
-from refgrid.report.cell import WORST_FIRST, against
-from refgrid.report.column import Column
+from refgrid.records.record import Verdict
+from refgrid.report.cell import WORST_FIRST
+from refgrid.report.column import Column, Ending
 from refgrid.report.reason import without_numbers
 
 
@@ -37,6 +36,7 @@ class Side:
 
 
 _OPS_TOLD = 4
+_Ended = tuple[tuple[str, Ending], ...]  # how a case ended, by the environment's name
 _Alike = tuple[str, tuple[tuple[str, Verdict, str], ...]]  # held against, its sides
 
 
@@ -80,15 +80,15 @@ def differences(columns: Sequence[Column]) -> tuple[Difference, ...]:
 
 
 def _of_machine(machine: str, columns: Sequence[Column]) -> Iterator[Difference]:
-    groups: dict[_Alike, list[tuple[Case, tuple[Side, ...]]]] = defaultdict(list)
-    for ended in _by_case(columns).values():
-        case = next(iter(ended.values())).case
+    groups: dict[_Alike, list[tuple[_Ended, tuple[Side, ...], list[str]]]] = defaultdict(list)
+    for ended, cases in _alike(columns).items():
         for sides in _parts(_sides(ended)):
-            groups[against(case), tuple(side.without_numbers for side in sides)].append((case, sides))
+            source = ended[0][1].against
+            groups[source, tuple(side.without_numbers for side in sides)].append((ended, sides, cases))
     for (source, _), same in groups.items():
-        example, sides = same[0]
-        ops = tuple(sorted({case.op for case, _ in same}))
-        yield Difference(machine, ops, source, len(same), sides, example.id)
+        _, sides, cases = same[0]
+        ops = tuple(sorted({ended[0][1].op for ended, *_ in same}))
+        yield Difference(machine, ops, source, sum(len(cases) for *_, cases in same), sides, cases[0])
 
 
 def _parts(sides: tuple[Side, ...]) -> Iterator[tuple[Side, ...]]:
@@ -101,28 +101,28 @@ def _parts(sides: tuple[Side, ...]) -> Iterator[tuple[Side, ...]]:
         yield there
 
 
-def _by_case(columns: Sequence[Column]) -> dict[str, dict[str, Outcome]]:
-    """How each case ended, by the environment's name."""
-    found: dict[str, dict[str, Outcome]] = defaultdict(dict)
-    for column in columns:
+def _alike(columns: Sequence[Column]) -> dict[_Ended, list[str]]:
+    """Cases by how they ended: of many thousands, few end in a way of their own."""
+    numbers: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    for place, column in enumerate(columns):
         assert column.environment is not None
-        for entry in column.outcomes:
-            if entry.outcome.verdict is not Verdict.NOT_RUN:
-                found[entry.outcome.case.id][column.environment.name] = entry.outcome
-    return found
+        for case, number in column.ended.items():
+            numbers[case][column.environment.name] = place, number
+    found: dict[tuple[tuple[str, tuple[int, int]], ...], list[str]] = defaultdict(list)
+    for case, by_name in numbers.items():
+        found[tuple(by_name.items())].append(case)
+    return {_ended(columns, told): cases for told, cases in found.items()}
 
 
-def _sides(ended: dict[str, Outcome]) -> tuple[Side, ...]:
+def _ended(columns: Sequence[Column], told: tuple[tuple[str, tuple[int, int]], ...]) -> _Ended:
+    return tuple((name, columns[place].endings[number]) for name, (place, number) in told)
+
+
+def _sides(ended: _Ended) -> tuple[Side, ...]:
     """Columns of one verdict together, whatever their words; the best verdict first."""
-    alike: dict[Verdict, list[tuple[str, Outcome]]] = defaultdict(list)
-    for name, outcome in ended.items():
-        verdict = Verdict.MATCH if outcome.verdict is Verdict.CACHED else outcome.verdict
-        alike[verdict].append((name, outcome))
+    alike: dict[Verdict, list[tuple[str, Ending]]] = defaultdict(list)
+    for name, ending in ended:
+        verdict = Verdict.MATCH if ending.verdict is Verdict.CACHED else ending.verdict
+        alike[verdict].append((name, ending))
     ordered = sorted(alike, key=lambda verdict: -WORST_FIRST[verdict])
-    return tuple(Side(tuple(name for name, _ in alike[v]), v, _headline(alike[v][0][1])) for v in ordered)
-
-
-def _headline(outcome: Outcome) -> str:
-    """The reason; of an expected failure why it is expected, with its link, and not what was found this time."""
-    expected, known, _ = outcome.reason.partition("): ")
-    return f"{expected})" if known and outcome.verdict is Verdict.EXPECTED else outcome.reason
+    return tuple(Side(tuple(name for name, _ in alike[v]), v, alike[v][0][1].headline) for v in ordered)

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +17,12 @@ from typing import Any
 import jinja2
 
 from refgrid.records.record import Run, Verdict
-from refgrid.report.cell import Cell, DefinitionRow, Row, definition_rows, rows, told, total
+from refgrid.report.cell import Cell, told, total
 from refgrid.report.column import Column, columns
 from refgrid.report.difference import Difference, differences
-from refgrid.report.reason import Reason, reasons
+from refgrid.report.reason import Reason, worst_first
+from refgrid.report.row import DefinitionRow, Row, definition_rows, rows
+from refgrid.report.standing import histories
 
 SYMBOLS: Mapping[str, str] = {"red": "✗", "yellow": "?", "green": "✓"}
 
@@ -67,13 +68,20 @@ class Matrix:
 def build(
     runs: Sequence[Run], declared: Mapping[str, str] | None = None, published: Mapping[str, str] | None = None
 ) -> Matrix:
-    """The matrix of all runs but soaks, which are no evidence.
+    """The matrix of all runs; for `declared` and `published` see `assemble`."""
+    return assemble(columns(histories(runs)), declared or {}, published or {})
+
+
+def assemble(recorded: Sequence[Column], declared: Mapping[str, str], published: Mapping[str, str]) -> Matrix:
+    """The matrix of columns with records, and of those that are only declared.
 
     `declared` maps environments to why they may have no record here, `published` definitions to their op_types.
     """
-    found = columns([run for run in runs if not run.header.soak], declared or {})
-    by_definition = definition_rows(found, published or {})
-    return Matrix(found, rows(found), by_definition, reasons(found), differences(found))
+    names = {column.environment.name for column in recorded if column.environment}
+    empty = [Column(name, reason=reason) for name, reason in declared.items() if name not in names]
+    found = (*sorted(recorded, key=lambda column: column.title), *empty)
+    reasons = worst_first(reason for column in found for reason in column.reasons)
+    return Matrix(found, rows(found), definition_rows(found, published), reasons, differences(found))
 
 
 def libraries(column: Column) -> list[str]:
@@ -165,20 +173,6 @@ def to_dict(matrix: Matrix) -> dict[str, Any]:
 
 
 def _column(column: Column) -> dict[str, Any]:
-    stand = Counter(entry.run.header.run for entry in column.outcomes)
-    runs = [
-        {
-            "run": run.header.run,
-            "started": run.header.started,
-            "refgrid": run.header.refgrid,
-            "file": run.file.as_posix(),
-            "finished": run.finished,
-            "planned": len(run.header.planned),
-            "standing": stand[run.header.run],
-            "environment": asdict(run.header.environment),
-        }
-        for run in column.runs
-    ]
     environment = asdict(column.environment) if column.environment else None
     remarks = {"findings": list(column.findings), "notes": list(column.notes)}
     told = {"reason": column.reason, **remarks, "planned": column.planned}
@@ -187,7 +181,7 @@ def _column(column: Column) -> dict[str, Any]:
         "environment": environment,
         "dates": column.dates,
         **told,
-        "runs": runs,
+        "runs": [asdict(run) for run in column.runs],
     }
 
 

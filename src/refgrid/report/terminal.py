@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple
 
@@ -12,6 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from refgrid.records import derived
+from refgrid.records.derived import Derived, hash_of
 from refgrid.report.cell import Cell
 from refgrid.report.column import Column
 from refgrid.report.matrix import SYMBOLS, Matrix, libraries, measured, shown, told_in_full
@@ -23,19 +28,21 @@ _GAP = 3  # blanks between two columns
 _OP_LABEL = ("op", "  held against")
 _DEFINITION_LABEL = ("op_type", "  definition")
 _LEGEND = "✓ all proven   ? something not proven   ✗ something wrong   · N%: largest error over allowance"
+_CODE = (Path(__file__), Path(derived.__file__))  # of what lays tables out
 _ASCII = str.maketrans({"✓": "ok", "✗": "X", "·": "/"})
 
 
-def print_matrix(matrix: Matrix, console: Console, *, by_definition: bool = False) -> None:
+def print_matrix(matrix: Matrix, console: Console, kept: Path, *, by_definition: bool = False) -> None:
     """Environments as columns, in as many tables as the width needs; reasons below, then the sum of all.
 
-    Rows are ops and what they are held against, or, `by_definition`, definitions and their twins.
+    Rows are ops and what they are held against, or, `by_definition`, definitions and their twins. Tables, whose layout
+    takes longer than all else, are kept in the folder `kept`.
     """
     lines = list(_definition_lines(matrix) if by_definition else _op_lines(matrix))
     head = _DEFINITION_LABEL if by_definition else _OP_LABEL
     bands = list(_bands(matrix, [*head, *(line.label for line in lines)], console.width)) if lines else []
     for band in bands:
-        console.print(_table(matrix, head, lines, band, console))
+        _print_table(_Table(head, [list(_head(matrix.columns[index])) for index in band], lines, band), console, kept)
     if bands:
         console.print(_text(_LEGEND, console, "dim"))
     shown = {index for band in bands for index in band}
@@ -87,17 +94,52 @@ def _bands(matrix: Matrix, labels: Sequence[str], width: int) -> Iterator[list[i
             yield list(band)
 
 
-def _table(matrix: Matrix, head: Sequence[str], lines: Sequence[_Line], band: Sequence[int], console: Console) -> Table:
+class _Table(NamedTuple):
+    """What one table holds; `lines` have cells of other columns, too, and `band` says which are its own."""
+
+    head: Sequence[str]
+    titles: Sequence[Sequence[str]]
+    lines: Sequence[_Line]
+    band: Sequence[int]
+
+    def __str__(self) -> str:
+        """All that is laid out."""
+        own = [
+            (line.label, line.head, [(line.cells[index], line.colours[index]) for index in self.band])
+            for line in self.lines
+        ]
+        return json.dumps([self.head, self.titles, own])
+
+
+def _print_table(table: _Table, console: Console, kept: Path) -> None:
+    """As it was laid out before, where all of it and the console are the same."""
+    rich = importlib.metadata.version("rich")
+    where = f"{console.options} {console.color_system} {console.no_color} rich {rich}"
+    texts, of, made_of = (
+        Derived(kept, "table", _CODE),
+        f"{where} {table.head} {table.band}",
+        hash_of(str(table).encode()),
+    )
+    text = texts.read(of, made_of, bytes.decode)
+    if text is None:
+        with console.capture() as laid_out:
+            console.print(_laid_out(table, console))
+        text = laid_out.get()
+        texts.keep(of, made_of, text.encode())
+    console.file.write(text)
+
+
+def _laid_out(told: _Table, console: Console) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("\n".join(head), no_wrap=True)
-    room = max(1, console.width - max(len(label) for label in (*head, *(line.label for line in lines))) - _GAP)
-    for index in band:
-        title = "\n".join(_head(matrix.columns[index]))
-        table.add_column(_text(title, console, "bold"), min_width=min(_COLUMN_WIDTH, room), overflow="fold")
-    for number, line in enumerate(lines):
+    table.add_column("\n".join(told.head), no_wrap=True)
+    labels = (*told.head, *(line.label for line in told.lines))
+    room = max(1, console.width - max(map(len, labels)) - _GAP)
+    for title in told.titles:
+        table.add_column(_text("\n".join(title), console, "bold"), min_width=min(_COLUMN_WIDTH, room), overflow="fold")
+    for number, line in enumerate(told.lines):
         if line.head and number:
             table.add_section()
-        cells = (_text(line.cells[index], console, line.colours[index]) for index in band)
+        cells = (_text(line.cells[index], console, line.colours[index]) for index in told.band)
         table.add_row(Text(line.label, "bold" if line.head else ""), *cells)
     return table
 
