@@ -113,13 +113,9 @@ class _Table(NamedTuple):
 
 def _print_table(table: _Table, console: Console, kept: Path) -> None:
     """As it was laid out before, where all of it and the console are the same."""
-    rich = importlib.metadata.version("rich")
-    where = f"{console.options} {console.color_system} {console.no_color} rich {rich}"
-    texts, of, made_of = (
-        Derived(kept, "table", _CODE),
-        f"{where} {table.head} {table.band}",
-        hash_of(str(table).encode()),
-    )
+    texts, made_of = Derived(kept, "table", _CODE), hash_of(str(table).encode())
+    where = f"{console.options} {console.color_system} {console.no_color} rich {importlib.metadata.version('rich')}"
+    of = f"{where} {table.head} {table.band}"
     text = texts.read(of, made_of, bytes.decode)
     if text is None:
         with console.capture() as laid_out:
