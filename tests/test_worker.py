@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from refgrid.proving.deaths import cuda_fault
+from refgrid.running.grid import made_to_stay
 from refgrid.running.worker import share_cores
 
 
@@ -95,3 +97,20 @@ def test_workers_of_these_tests_share_the_cores_too(request: pytest.FixtureReque
 
     torch = sys.modules.get("torch")  # other test files bring it, where it is
     assert torch is None or torch.get_num_threads() == threads
+
+
+def test_what_is_made_to_stay_is_not_looked_through_and_garbage_is_taken_again_afterwards() -> None:
+    frozen = gc.get_freeze_count()
+
+    def imports() -> None:
+        with made_to_stay():
+            assert not gc.isenabled()
+            raise ImportError
+
+    try:
+        with pytest.raises(ImportError):
+            imports()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
