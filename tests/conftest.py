@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from refgrid.running.worker import share_cores
+
 pytest_plugins = ["pytester"]
 
 TESTS = Path(__file__).parent
@@ -22,6 +24,12 @@ NEEDS_TORCH = re.compile(
     r"|from (test_plugin|fleet|guards) import"
 )
 REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers share the cores, as where cases run: two with two threads each on two cores wait more than they work."""
+    if hasattr(config, "workerinput"):  # the controller's environment would become theirs
+        share_cores()
 
 
 def _out_of_reach(file: Path) -> bool:

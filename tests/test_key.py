@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 
 import refgrid
 from refgrid.caching.key import Keys, Machine, differing
-from refgrid.caching.modules import Modules
+from refgrid.caching.modules import Modules, _imports
 from refgrid.dataset.case import Case, Selection, plan
 from refgrid.dataset.definition import load_dataset
 from refgrid.environments.measured import Environment
@@ -104,7 +104,19 @@ def checkout(
         return Modules(tmp_path / "refgrid" / "__init__.py", package) if package == "refgrid" else found(package)
 
     monkeypatch.setattr(Modules, "of", of)
+    monkeypatch.setattr("refgrid.caching.modules._imports", imports_of_the_same_text)
     return made
+
+
+_PARSED: dict[tuple[bytes, str], tuple[str, ...]] = {}
+
+
+def imports_of_the_same_text(file: Path, package: str) -> Iterator[str]:
+    """Parsed once for all tests: its text and its package tell what a module imports, so an edited one is parsed."""
+    text = file.read_bytes(), package
+    if text not in _PARSED:
+        _PARSED[text] = tuple(_imports(file, package))
+    return iter(_PARSED[text])
 
 
 def environment(**changes: Any) -> Callable[[Checkout], None]:

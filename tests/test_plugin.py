@@ -88,7 +88,8 @@ class Project:
         )
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--device", "cpu", *arguments]
+        without = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio"]  # the last two take long
+        return [sys.executable, "-m", "pytest", *without, "--device", "cpu", *arguments]
 
     @property
     def variables(self) -> dict[str, str]:

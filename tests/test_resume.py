@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,27 @@ def project(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> It
     made.reference(waiting(), 1, 3, 4)
     yield made
     (tmp_path / "go").touch()  # whatever still waits ends
+
+
+@pytest.fixture(scope="session")
+def killed_once(
+    pristine_double: dict[str, Any],
+    writer_below: Callable[[Path], Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What a run leaves that is killed while its reference waits."""
+    root = tmp_path_factory.mktemp("killed")
+    made = Project(root, pristine_double, writer_below(root))
+    made.reference(waiting(), 1, 3, 4)
+    with left(made, signal.SIGKILL):
+        return root
+
+
+@pytest.fixture
+def killed(killed_once: Path, project: Project) -> Project:
+    """The same, for one test: of how it came about nothing is asked but what stands there."""
+    shutil.copytree(killed_once, project.root, dirs_exist_ok=True)
+    return project
 
 
 @contextmanager
@@ -106,33 +128,31 @@ def test_a_run_that_was_left_goes_on_as_one_run(project: Project, how: int, work
     assert f"went on with run {run.header.run}" in done.stdout
 
 
-def test_half_a_last_line_is_cut_off_and_its_case_is_run_again(project: Project) -> None:
-    with left(project, signal.SIGKILL):
-        file = only_run(project).file
-        whole = file.read_bytes()
-        half = whole[: whole.rstrip(b"\n").rfind(b"\n") + 40]
-        file.write_bytes(half)
-        assert len(only_run(project).outcomes) == whole.count(b"\n") - 2
+def test_half_a_last_line_is_cut_off_and_its_case_is_run_again(killed: Project) -> None:
+    file = only_run(killed).file
+    whole = file.read_bytes()
+    half = whole[: whole.rstrip(b"\n").rfind(b"\n") + 40]
+    file.write_bytes(half)
+    assert len(only_run(killed).outcomes) == whole.count(b"\n") - 2
 
-        project.run()
+    killed.run()
 
-    assert only_run(project).finished
-    assert Counter(outcome.verdict.value for outcome in only_run(project).accounted()) == {"match": 12, "missing": 6}
-    assert only_run(project).file.read_bytes().startswith(whole[: whole.rstrip(b"\n").rfind(b"\n") + 1])
+    assert only_run(killed).finished
+    assert Counter(outcome.verdict.value for outcome in only_run(killed).accounted()) == {"match": 12, "missing": 6}
+    assert only_run(killed).file.read_bytes().startswith(whole[: whole.rstrip(b"\n").rfind(b"\n") + 1])
 
 
-def test_a_last_line_that_lacks_but_its_newline_stands_and_is_not_run_again(project: Project) -> None:
-    with left(project, signal.SIGKILL):
-        file = only_run(project).file
-        whole = file.read_bytes()
-        file.write_bytes(whole.rstrip(b"\n"))
-        assert len(only_run(project).outcomes) == whole.count(b"\n") - 1
+def test_a_last_line_that_lacks_but_its_newline_stands_and_is_not_run_again(killed: Project) -> None:
+    file = only_run(killed).file
+    whole = file.read_bytes()
+    file.write_bytes(whole.rstrip(b"\n"))
+    assert len(only_run(killed).outcomes) == whole.count(b"\n") - 1
 
-        project.run()
+    killed.run()
 
-    assert only_run(project).finished
-    assert Counter(outcome.verdict.value for outcome in only_run(project).accounted()) == {"match": 12, "missing": 6}
-    assert only_run(project).file.read_bytes().startswith(whole)
+    assert only_run(killed).finished
+    assert Counter(outcome.verdict.value for outcome in only_run(killed).accounted()) == {"match": 12, "missing": 6}
+    assert only_run(killed).file.read_bytes().startswith(whole)
 
 
 def test_a_run_may_be_left_more_than_once(project: Project) -> None:
@@ -183,18 +203,17 @@ def lost_keys(project: Project) -> None:
     ],
 )
 def test_a_run_that_would_not_be_the_same_today_is_left_alone_with_the_reason(
-    project: Project, change: Any, arguments: tuple[str, ...], told: str
+    killed: Project, change: Any, arguments: tuple[str, ...], told: str
 ) -> None:
-    with left(project, signal.SIGKILL):
-        before = only_run(project)
+    before = only_run(killed)
+    text = before.file.read_text()
+    if change:
+        change(killed)
         text = before.file.read_text()
-        if change:
-            change(project)
-            text = before.file.read_text()
 
-        done = project.run(*arguments)
+    done = killed.run(*arguments)
 
-    old, new = sorted(read_runs(project.root / "results"), key=lambda run: run.header.run != before.header.run)
+    old, new = sorted(read_runs(killed.root / "results"), key=lambda run: run.header.run != before.header.run)
     assert f"a new run, since the one that was left cannot go on: run {before.header.run} of " in done.stdout
     assert told in done.stdout
     assert before.file.read_text() == text
@@ -204,24 +223,22 @@ def test_a_run_that_would_not_be_the_same_today_is_left_alone_with_the_reason(
 
 @pytest.mark.parametrize("arguments", [("--no-resume",), ("--environment", "other")], ids=" ".join)
 def test_a_new_run_begins_without_a_word_where_none_was_asked_to_go_on(
-    project: Project, arguments: tuple[str, ...]
+    killed: Project, arguments: tuple[str, ...]
 ) -> None:
-    with left(project, signal.SIGKILL):
-        done = project.run(*arguments)
+    done = killed.run(*arguments)
 
-    assert len(read_runs(project.root / "results")) == 2
+    assert len(read_runs(killed.root / "results")) == 2
     assert "cannot go on" not in done.stdout
 
 
-def test_a_run_that_is_still_being_written_is_left_alone(project: Project) -> None:
-    with left(project, signal.SIGKILL):
-        file = claim(only_run(project).file)
-        assert file
-        done = project.run("-k", "b1 or b3 or b4")
-        file.close()
+def test_a_run_that_is_still_being_written_is_left_alone(killed: Project) -> None:
+    file = claim(only_run(killed).file)
+    assert file
+    done = killed.run("-k", "b1 or b3 or b4")
+    file.close()
 
     assert "another process is still writing it" in done.stdout
-    assert len(read_runs(project.root / "results")) == 2
+    assert len(read_runs(killed.root / "results")) == 2
 
 
 def test_what_was_red_before_makes_the_whole_run_red(project: Project) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from refgrid.proving.compare import Comparison, compare
-from refgrid.proving.rows import FLOOR, SHORTEST, furthest_row
+from refgrid.proving.rows import FLOOR, SHORTEST, furthest_row, index_of
 from refgrid.proving.tolerance import Tolerance
 
 LOOSE = Tolerance(8e-3, 1e-2)
@@ -116,3 +116,11 @@ def test_the_record_of_a_row_is_read_back() -> None:
     assert back.rows.row == found.rows.row  # type: ignore[union-attr]
     assert not back.matches
     assert Comparison.from_dict({k: v for k, v in found.to_dict().items() if k != "rows"}).rows is None  # older records
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1, 5), (2, 3, 4, 5)], ids=str)
+def test_every_element_is_found_by_its_number(shape: tuple[int, ...]) -> None:
+    numbers = torch.arange(math.prod(shape)).reshape(shape)
+
+    for place in range(numbers.numel()):
+        assert numbers[index_of(place, shape)] == place

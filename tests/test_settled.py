@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +60,43 @@ def later(project: Project) -> None:
         file.write_text(text.replace(f'"started":"{year}', f'"started":"{int(year) - 1}', 1))
 
 
+@pytest.fixture(scope="session")
+def proven_once(
+    pristine_double: dict[str, Any],
+    writer_below: Callable[[Path], Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What a run leaves in which every case has matched that can."""
+    root = tmp_path_factory.mktemp("proven")
+    made = Project(root, pristine_double, writer_below(root))
+    made.reference(MARKING)
+    made.run()
+    assert set(marks(made)) == {"1", "2"}
+    later(made)
+    return root
+
+
+@pytest.fixture
+def proven(proven_once: Path, project: Project) -> Project:
+    """The same, for one test."""
+    shutil.copytree(proven_once, project.root, dirs_exist_ok=True)
+    return project
+
+
 ALL = {f"b{size}-{check}" for size in (1, 2) for check in ("shape", "dtype", "sum", "determinism")}
 
 
 @pytest.mark.parametrize("workers", [(), TWO_WORKERS], ids=["one process", "two workers"])
-def test_what_is_unchanged_since_a_match_is_cached_and_not_run(project: Project, workers: tuple[str, ...]) -> None:
-    project.run()
-    assert set(marks(project)) == {"1", "2"}
-    later(project)
-    (first,) = runs(project)
+def test_what_is_unchanged_since_a_match_is_cached_and_not_run(proven: Project, workers: tuple[str, ...]) -> None:
+    (first,) = runs(proven)
 
-    done = project.run(*workers)
+    done = proven.run(*workers)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert marks(project) == ""
-    assert {name for name, verdict in newest(project).items() if verdict == "cached"} == ALL
+    assert marks(proven) == ""
+    assert {name for name, verdict in newest(proven).items() if verdict == "cached"} == ALL
     assert "planned 12 = accounted 12: 4 missing, 8 cached" in done.stdout
-    cached = runs(project)[-1].outcomes["double_n4-b1-sum"]
+    cached = runs(proven)[-1].outcomes["double_n4-b1-sum"]
     assert cached.evidence == first.header.run
     assert cached.reason == f"unchanged since it was match in run {first.header.run} of {first.header.started[:10]}"
 
@@ -118,15 +140,13 @@ def test_the_matrix_keeps_the_numbers_of_what_is_cached(project: Project) -> Non
     assert built.planned == sum(built.counts.values())
 
 
-def test_a_cached_case_whose_match_is_gone_proves_nothing(project: Project) -> None:
-    project.run("-k", "b1-sum")
-    later(project)
-    project.run("-k", "b1-sum")
-    first, _ = runs(project)
+def test_a_cached_case_whose_match_is_gone_proves_nothing(proven: Project) -> None:
+    proven.run("-k", "b1-sum")
+    first, _ = runs(proven)
 
     first.file.unlink()
 
-    built = build(runs(project))
+    built = build(runs(proven))
     assert built.counts == {Verdict.NOT_RUN: 1}
     assert "but the records do not have it" in built.reasons[0].text
 
@@ -185,25 +205,19 @@ def test_a_match_that_has_failed_since_under_the_same_key_is_run_again(project: 
     assert newest(project) == {"b1-sum": "match"}
 
 
-def test_no_cache_runs_everything(project: Project) -> None:
-    project.run()
-    marks(project)
-    later(project)
+def test_no_cache_runs_everything(proven: Project) -> None:
+    proven.run("--no-cache")
 
-    project.run("--no-cache")
-
-    assert Counter(newest(project).values()) == {"match": 8, "missing": 4}
-    assert set(marks(project)) == {"1", "2"}
+    assert Counter(newest(proven).values()) == {"match": 8, "missing": 4}
+    assert set(marks(proven)) == {"1", "2"}
 
 
-def test_a_changed_reference_is_run_again_and_explain_names_it(project: Project) -> None:
-    project.run("-k", "sum")
-    later(project)
-    project.reference("return x + x")
+def test_a_changed_reference_is_run_again_and_explain_names_it(proven: Project) -> None:
+    proven.reference("return x + x")
 
-    done = project.run("-k", "sum", "--explain")
+    done = proven.run("-k", "sum", "--explain")
 
-    assert newest(project) == {"b1-sum": "match", "b2-sum": "match"}
+    assert newest(proven) == {"b1-sum": "match", "b2-sum": "match"}
     assert "double_n4-b1-sum: run, since what counts has changed since it was match in run" in done.stdout
     assert ": reference " in done.stdout
     assert "  torch: " in done.stdout  # the key's parts
@@ -245,11 +259,11 @@ def test_what_is_absent_is_told_again_as_what_it_is_until_that_changes(project: 
     assert runs(project)[-1].outcomes["double_n4-b1-absent"].evidence == ""
 
 
-def test_due_counts_what_a_run_would_run_and_records_a_run_of_which_nothing_is(project: Project) -> None:
+def test_due_counts_what_a_run_would_run_and_records_a_run_of_which_nothing_is(
+    project: Project, proven_once: Path
+) -> None:
     before = refgrid(project, "due", "test_double.py", "--device", "cpu")
-    project.run()
-    marks(project)
-    later(project)
+    shutil.copytree(proven_once, project.root, dirs_exist_ok=True)
 
     after = refgrid(project, "due", "test_double.py", "--device=cpu", *TWO_WORKERS)
     once_more = refgrid(project, "due", "test_double.py", "--device=cpu")
@@ -322,13 +336,12 @@ def test_explain_tells_one_case_and_names_a_case_that_is_not_planned(project: Pr
     assert "double_n4-b1-sum" in stray.stderr.replace("\n", " ")
 
 
-def test_a_record_that_cannot_be_read_is_no_evidence(project: Project) -> None:
-    project.run("-k", "b1-sum")
-    (run,) = runs(project)
+def test_a_record_that_cannot_be_read_is_no_evidence(proven: Project) -> None:
+    (run,) = runs(proven)
     file = run.file
     file.write_text(file.read_text().replace('"verdict":"match"', '"verdict":"match'))
 
-    done = project.run("-k", "b1-sum")
+    done = proven.run("-k", "b1-sum")
 
     assert "1 match" in done.stdout
 

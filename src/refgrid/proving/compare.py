@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from refgrid.proving.measure import measure
-from refgrid.proving.rows import RowError, furthest_row
+from refgrid.proving.rows import RowError, furthest_row, index_of
 from refgrid.proving.tolerance import Tolerance
 
 
@@ -161,7 +161,7 @@ def _summary(output: str, actual: torch.Tensor, expected: torch.Tensor, toleranc
 def _locate(actual: torch.Tensor, expected: torch.Tensor, worst: tuple[tuple[int, float], ...]) -> tuple[Location, ...]:
     found = []
     for place, error in worst:
-        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), actual.shape))
+        index = index_of(place, actual.shape)
         found.append(Location(index, actual[index].item(), expected[index].item(), error))
     return tuple(found)
 

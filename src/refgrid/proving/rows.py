@@ -7,7 +7,7 @@ norm of the row has the size of the terms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,16 @@ def furthest_row(actual: torch.Tensor, expected: torch.Tensor, bound: float) -> 
     scale = size.clamp(min=FLOOR * float(size.square().mean().sqrt()))
     share = torch.where(off > 0, off / scale, 0.0)  # nothing over nothing is no error
     worst = int(share.argmax())
-    place = torch.unravel_index(torch.tensor(worst), expected.shape[:-1]) if expected.ndim > 1 else ()
-    return RowError(tuple(int(each) for each in place), float(share[worst]), bound)
+    return RowError(index_of(worst, expected.shape[:-1]), float(share[worst]), bound)
+
+
+def index_of(place: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Where the element of this number is. So says torch.unravel_index, but imports SymPy first: a second a worker."""
+    index = []
+    for size in reversed(shape):
+        place, at = divmod(place, size)
+        index.append(at)
+    return tuple(reversed(index))
 
 
 def _squares(actual: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -131,7 +134,8 @@ class Grid:
     def prover(self) -> Prover:
         """Imports torch."""
         share_cores()
-        from refgrid.proving.proof import Prover
+        with made_to_stay():
+            from refgrid.proving.proof import Prover
 
         return Prover(self.dataset, self.sources, self.device, self._config.getoption("--memory"))
 
@@ -151,3 +155,14 @@ class Grid:
             return [] if foreign else [contract.definition_name]
         tested = set() if foreign else set(definitions_with_tests(file.parent))
         return [name for name in dict.fromkeys(c.definition for c in self.cases.values()) if name not in tested]
+
+
+@contextmanager
+def made_to_stay() -> Iterator[None]:
+    """What is imported here stays until the process ends: no search for garbage looks through torch again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
