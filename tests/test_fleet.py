@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def test_records_of_runs_that_cannot_be_read_leave_the_order_to_the_sizes(
     fleet = Fleet(tmp_path, double, write_definition, "1")
     fleet.reference("return x * 2", 1)
     (fleet.root / "results").mkdir()
-    (fleet.root / "results" / "old.jsonl").write_text(json.dumps({"type": "outcome"}) + "\n")
+    (fleet.root / "results" / "old.jsonl.gz").write_bytes(b"not packed")
 
     done = fleet.run("-n", "1", *CRASH_SAFE, "--results", "elsewhere", "--op-type", "double")
 

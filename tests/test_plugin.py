@@ -345,8 +345,8 @@ def test_a_worker_that_dies_is_a_crash_and_the_rest_runs(project: Project) -> No
 
 # Says of each process what it calls at its end, and what happens only when its interpreter is taken apart.
 ENDS = """
-import atexit, os
-WHO, FLAGS = os.environ.get("PYTEST_XDIST_WORKER", "controller"), os.O_CREAT | os.O_WRONLY
+import __main__, atexit, os
+WHO, FLAGS = "controller" if hasattr(__main__, "__file__") else "worker", os.O_CREAT | os.O_WRONLY
 
 class Late:
     def __del__(self, write=os.open, name="taken-apart-" + WHO, flags=FLAGS):
@@ -365,7 +365,7 @@ def test_a_worker_ends_without_taking_its_interpreter_apart(project: Project) ->
 
     said = {each.name for pattern in ("said-*", "taken-*") for each in project.root.glob(pattern)}
     assert done.returncode == 0, done.stdout
-    assert said == {"said-goodbye-gw0", "said-goodbye-controller", "taken-apart-controller"}
+    assert said == {"said-goodbye-worker", "said-goodbye-controller", "taken-apart-controller"}
 
 
 def test_a_worker_whose_session_fails_ends_as_any_process_does(project: Project) -> None:
@@ -375,7 +375,7 @@ def test_a_worker_whose_session_fails_ends_as_any_process_does(project: Project)
 
     project.run("-n", "1")
 
-    assert (project.root / "taken-apart-gw0").exists()
+    assert (project.root / "taken-apart-worker").exists()
 
 
 def test_interrupting_leaves_finished_records_readable_and_the_rest_not_run(project: Project) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +21,7 @@ from refgrid.running.durations import known_seconds
 from refgrid.running.journal import Entry, death, last_entry, last_words
 from refgrid.running.libraries import cut_short
 from refgrid.running.replay import replay_command
+from refgrid.running.starting import start_at_once
 from refgrid.running.worker import JOURNALS, NoLease, Worker
 
 if TYPE_CHECKING:
@@ -72,7 +74,17 @@ class Controller:
         self._alive: set[str] = set()
         self._collected: set[str] = set()
         self._stillborn = 0
+        self._known: Future[dict[str, float]]  # of the reader that starts with the workers
         self.refused: dict[str, str] = {}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self, config: pytest.Config, specs: Sequence[Any]) -> None:
+        """Read earlier records while the workers start and collect: both take seconds."""
+        reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="durations")
+        self._known = reader.submit(self._known_seconds)
+        reader.shutdown(wait=False)
+        session = cast(Any, config.pluginmanager.get_plugin("dsession"))  # xdist's
+        start_at_once(session.nodemanager.group, specs)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -128,26 +140,26 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LongestFirst | None:
-        """Ours for `--dist load`, the only mode that is safe when workers die.
-
-        The workers are starting by now: meanwhile earlier records are read.
-        """
+        """Ours for `--dist load`, the only mode that is safe when workers die."""
         from refgrid.running.scheduling import LongestFirst
 
         if config.getoption("dist") != "load":
             return None
-        return LongestFirst(config, log, self, self._grid, self._known_seconds())
+        return LongestFirst(config, log, self, self._grid, self._known_here())
+
+    def _known_here(self) -> dict[str, float]:
+        try:
+            return self._known.result()
+        except RecordError as error:
+            terminal = cast(Any, self._config.pluginmanager.get_plugin("terminalreporter"))
+            terminal.write_line(f"earlier durations are not used: {error}", yellow=True)
+            return {}
 
     def _known_seconds(self) -> dict[str, float]:
         committed, own = self._config.rootpath / "results", self._grid.results
         folders = [committed] if own.is_relative_to(committed) else [committed, own]
-        try:
-            with without_collection():
-                return known_seconds(folders, self._config.getoption("--environment"), self._grid.device)
-        except RecordError as error:
-            terminal = self._config.pluginmanager.get_plugin("terminalreporter")
-            terminal.write_line(f"earlier durations are not used: {error}", yellow=True)
-            return {}
+        with without_collection():
+            return known_seconds(folders, self._config.getoption("--environment"), self._grid.device)
 
     def entry(self, worker: str) -> Entry | None:
         """What a worker wrote last into its journal."""
