@@ -79,12 +79,16 @@ class TestKnownSeconds:
 
         assert found == {case("a").id: 3.0, case("b").id: 5.0}
 
-    def test_of_a_file_that_names_another_device_only_are_not_looked_for(self, tmp_path: Path) -> None:
-        self.record(tmp_path / "a", 2.0, device="cuda")
+    @pytest.mark.parametrize(("there", "wanted"), [("cuda", "cpu"), ("cpu", "cuda")])
+    def test_of_a_file_of_another_device_are_not_looked_for(self, tmp_path: Path, there: str, wanted: str) -> None:
+        """Every environment has a field cuda, which is no device."""
+        self.record(tmp_path / "a", 2.0, device=there)
         (file,) = (tmp_path / "a").iterdir()
         file.write_bytes(file.read_bytes() + b"no record\n")
 
-        assert known_seconds([tmp_path], "here", "cpu") == {}
+        assert known_seconds([tmp_path], "here", wanted) == {}
+        with pytest.raises(RecordError):
+            known_seconds([tmp_path], "here", there)
 
     @pytest.mark.parametrize(
         "damage",

@@ -86,6 +86,27 @@ def test_the_warper_of_top_k_keeps_ties_and_that_of_top_p_is_refused_them() -> N
         adapter("transformers", BOTH)(**given(BOTH, PLAIN, 2, -1.0))
 
 
+def test_the_warpers_refuse_the_row_that_is_cut_through_ties_among_rows_of_its_filter() -> None:
+    inputs = given(TOP_P, torch.cat([PLAIN[:1], PLAIN[:1], TIED]), 0, 0.4)
+    inputs["top_p"][0] = 1.0  # of another filter: the tied row is the second of its own
+
+    with pytest.raises(Unavailable, match="unsupported: row 2 is cut through tied tokens"):
+        adapter("transformers", TOP_P)(**inputs)
+
+
+def test_rows_of_one_filter_have_the_law_that_each_has_alone() -> None:
+    probs = torch.rand(6, 50, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
+    k, p = torch.tensor([3, 0, 3, 7, 0, 3]).int(), torch.tensor([0.5, 0.9, 0.5, 1.0, 0.9, 0.8])
+    law = adapter("transformers", BOTH)
+
+    together = law(probs=probs, top_k=k, top_p=p)["samples"]
+
+    alone = [
+        law(probs=probs[row : row + 1], top_k=k[row : row + 1], top_p=p[row : row + 1])["samples"] for row in range(6)
+    ]
+    assert torch.equal(together, torch.cat(alone))
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_laws_agree_on_what_is_drawn_for_cases(op: str, batch_size: int) -> None:
