@@ -33,6 +33,7 @@ def naive_compare(actual: torch.Tensor, expected: torch.Tensor, tolerance: Toler
         "mse": _mean([difference**2 for difference in differences]),
         "headroom": max(_share(error, bound) for error, bound in zip(errors, allowed, strict=True)),
         "nonfinite_mismatches": mismatches,
+        "needed_atol": max([0.0, *(_needed(a, e, tolerance.rtol) for a, e in pairs)]),
         "worst": [(indices[i], errors[i]) for i in order],
     }
 
@@ -41,6 +42,11 @@ def _error(a: float, e: float) -> float:
     if math.isfinite(a) and math.isfinite(e):
         return abs(a - e)
     return 0.0 if a == e or (math.isnan(a) and math.isnan(e)) else math.inf
+
+
+def _needed(a: float, e: float, rtol: float) -> float:
+    error = _error(a, e)
+    return error - rtol * abs(e) if math.isfinite(e) else error
 
 
 def _share(error: float, bound: float) -> float:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,6 +180,35 @@ def test_what_a_calibrated_row_let_match_does_not_make_it_wider_each_time() -> N
 
     assert (once.atol, once.rtol) == (3e-3, 1e-2)  # rounded up, not doubled
     assert (again.atol, again.rtol) == (once.atol, once.rtol)
+
+
+@pytest.mark.parametrize("atol_then", [8e-3, 6e-3], ids=["by hand", "calibrated"])
+def test_what_a_comparison_needed_counts_whatever_was_allowed(atol_then: float) -> None:
+    found = wide_as({"needed_atol": 1e-3, "atol": atol_then})
+
+    assert found.atol == 2e-3
+    assert found.provenance.endswith("as wide as 1 comparisons in e on NVIDIA H200, 2026-11-22 need")
+
+
+@pytest.mark.parametrize(("atol_then", "atol"), [(8e-3, 8e-3), (6e-3, 3e-3)], ids=["by hand, twice", "calibrated"])
+def test_a_comparison_without_what_it_needed_may_have_needed_all_that_it_used(atol_then: float, atol: float) -> None:
+    found = wide_as({"atol": atol_then})
+
+    assert found.atol == atol
+    assert found.provenance.endswith("2026-11-22 may need")
+
+
+def wide_as(told: dict[str, float]) -> Row:
+    """A row of 1e-4 beside one record on a GPU, which had half of what was allowed."""
+    row = derive(reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(1e-4, 1e-5))
+    match = {"output": "y", "max_abs_error": 0.5, "headroom": 0.5, "rtol": 1e-2, "nonfinite_mismatches": 0, **told}
+    case = SimpleNamespace(definition="d", op="some_op", source="lib")
+    outcome = SimpleNamespace(case=case, hashes={}, comparisons=[match], verdict=SimpleNamespace(value="match"))
+    environment = SimpleNamespace(name="e", gpu="NVIDIA H200", device="cuda")
+    header = SimpleNamespace(environment=environment, started="2026-11-22T00:00:00", planned=[case])
+    run: Any = SimpleNamespace(header=header, outcomes={"case": outcome})
+    known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": SimpleNamespace(dtype="bfloat16")})})
+    return widened(row, seen([run], known)["lib on cuda", "some_op", "bfloat16", "y"])
 
 
 def test_a_bound_of_rows_that_is_kept_by_hand_stands(monkeypatch: pytest.MonkeyPatch) -> None:

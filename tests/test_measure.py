@@ -41,6 +41,7 @@ def demand_equal(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolera
     assert [(worst.index, worst.error) for worst in found.worst] == wanted.pop("worst")
     values = [(worst.actual, worst.expected) for worst in found.worst]
     assert repr(values) == repr([(actual[w.index].item(), expected[w.index].item()) for w in found.worst])
+    assert found.needed_atol == pytest.approx(wanted.pop("needed_atol"), rel=1e-12, abs=1e-13)
     sums = [wanted.pop(name) for name in SUMS]
     assert [getattr(found, name) for name in SUMS] == pytest.approx(sums, rel=1e-12, abs=1e-15, nan_ok=True)
     assert found.matched_ratio == pytest.approx(wanted.pop("matched_ratio"), abs=1e-15)

@@ -1,12 +1,13 @@
 """What committed records say of a library's error, where no calibration has run: enough to tighten a few rows.
 
-A comparison kept its largest error M and its headroom h under an atol and an rtol: every error is at most M, and at
-most h (atol + rtol |expected|). So with rtol as it was an atol of min(M, h atol) is met for certain; of a smaller one
-nobody can say.
+A comparison keeps the atol that it needed beside its rtol. An older one kept only its largest error M and its headroom h
+under an atol and an rtol: every error is at most M, and at most h (atol + rtol |expected|). So with rtol as it was an
+atol of min(M, h atol) is met for certain; of a smaller one nobody can say.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from refgrid.records.record import Outcome, Run
 
 MARGIN = 2  # times what the records need: they hold one draw of each size
 WORTH = 0.8  # of what is allowed: a row that is hardly tighter is not written
+_ROUNDED_TO_NOTHING_LESS = ("float32", "float64")
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Seen:
     met_atol: float = 0.0  # of what matched under a calibrated row
     met_rtol: float = 0.0
     comparisons: int = 0
+    measured: int = 0  # comparisons of which the atol that they need is known, and not only that no more is needed
     own: bool = False  # compared with the reference; otherwise others disagreed about an output that it may not give
     runs: set[str] = field(default_factory=set)
 
@@ -82,7 +85,8 @@ def _take(
 ) -> None:
     """Where two truths disagree, another tolerance than this one's limit was that of the other, and tells nothing.
 
-    What a calibrated row let match is no more than that row, and is kept apart: doubled, it would grow each time.
+    Of what a calibrated row let match it is kept apart that it needs no more than that row: doubled, it would grow each
+    time. What is known to be needed does not.
     """
     truth, op, dtype, output = key
     allowed = uncalibrated(op, dtype, output, truth)
@@ -90,14 +94,18 @@ def _take(
     under_its_limit = (atol, rtol) == (allowed.atol, allowed.rtol)
     if not (under_its_limit or own):
         return
-    kept, most = found[key], min(float(comparison["max_abs_error"]), share * atol)
-    if under_its_limit:
-        kept.atol, kept.headroom = max(kept.atol, most), max(kept.headroom, share)
+    kept, needed = found[key], float(comparison.get("needed_atol", math.nan))
+    is_known = not math.isnan(needed)
+    most = needed if is_known else min(float(comparison["max_abs_error"]), share * atol)
+    if under_its_limit or (is_known and rtol == allowed.rtol and dtype not in _ROUNDED_TO_NOTHING_LESS):
+        kept.atol = max(kept.atol, most)
+        kept.headroom = max(kept.headroom, share if under_its_limit else 0.0)
     else:
         kept.met_atol, kept.met_rtol = max(kept.met_atol, most), max(kept.met_rtol, share * rtol)
     if own and comparison.get("rows"):
         kept.row = max(kept.row, float(comparison["rows"]["error"]))
     kept.comparisons += 1
+    kept.measured += is_known
     kept.own = kept.own or own
     gpu = run.header.environment.gpu or run.header.environment.device
     kept.runs.add(f"{run.header.environment.name} on {gpu}, {run.header.started[:10]}")
@@ -125,7 +133,8 @@ def widened(row: Row, each: Seen | None) -> Row:
     rtol = max(row.rtol, min(max(proven.rtol, rounded_up(each.met_rtol)), most))
     if (atol, rtol, row_norm) == (row.atol, row.rtol, row.row_norm):
         return row
-    told = f"{row.provenance}; as wide as {each.comparisons} comparisons in {', '.join(sorted(each.runs))} need"
+    need = "need" if each.measured == each.comparisons else "may need"
+    told = f"{row.provenance}; as wide as {each.comparisons} comparisons in {', '.join(sorted(each.runs))} {need}"
     return replace(row, atol=atol, rtol=rtol, row_norm=row_norm, provenance=told)
 
 
@@ -133,7 +142,7 @@ def _proven(key: tuple[str, str, str, str], each: Seen) -> Tolerance:
     """What the records meet with a margin."""
     truth, op, dtype, output = key
     allowed = uncalibrated(op, dtype, output, truth)
-    if dtype not in ("float32", "float64"):
+    if dtype not in _ROUNDED_TO_NOTHING_LESS:
         return Tolerance(rounded_up(MARGIN * each.atol), allowed.rtol)
     # Nothing is rounded to less, so rtol shrinks alike.
     atol = rounded_up(max(MARGIN * each.headroom * allowed.atol, UNIT[dtype] / 1000))

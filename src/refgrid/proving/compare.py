@@ -46,6 +46,7 @@ class Comparison:
     was allowed. `worst` holds the largest errors, those outside the tolerance before all others, the first index first
     among equals. Whole numbers and booleans must be equal, whatever the tolerance: their atol and rtol are 0.
     `rows` is the row that is furthest off as a whole, where the tolerance bounds rows; `headroom` knows of it too.
+    `needed_atol` is the least atol under which, with this rtol, every element would match; nan if nobody measured it.
     """
 
     output: str
@@ -64,6 +65,7 @@ class Comparison:
     rtol: float
     required_matched_ratio: float
     rows: RowError | None = None
+    needed_atol: float = math.nan
 
     @property
     def matches(self) -> bool:
@@ -155,6 +157,7 @@ def _summary(output: str, actual: torch.Tensor, expected: torch.Tensor, toleranc
         atol=tolerance.atol,
         rtol=tolerance.rtol,
         required_matched_ratio=tolerance.required_matched_ratio,
+        needed_atol=max(largest["beyond"] + tolerance.atol, infinite, 0.0),
     )
 
 

@@ -27,7 +27,7 @@ _MOST_THREADS = 8  # more of them would wait for Python's lock
 
 # The columns of one chunk's row: sums, maxima, then a rank, an error and a place for each of its worst elements.
 _SUMS = ("matched", "nonfinite", "finite", "abs", "rel", "nonzero", "squares", "aa", "ee", "ae")
-_MAXIMA = ("abs", "rel", "headroom")
+_MAXIMA = ("abs", "rel", "headroom", "beyond")
 _WIDTH = len(_SUMS) + len(_MAXIMA)
 _UNRANKED = torch.tensor([[-math.inf, 0.0, 0.0]] * WORST, dtype=torch.float64).flatten()
 _LEAST_RANK = torch.finfo(torch.float64).min  # of an element without any error
@@ -39,6 +39,7 @@ class Measured:
 
     `abs`, `rel` and `squares` are of errors, `aa`, `ee` and `ae` products of the values, over elements that are finite
     on both sides; `finite`, `nonzero` (of the expected), `matched` and `nonfinite` (disagreements) count elements.
+    `beyond` is the largest error less what rtol allows and less atol: below 0 by what of atol was not needed.
     """
 
     total: dict[str, float]
@@ -119,13 +120,14 @@ class _Bench:
         count, ee = float(len(actual)), _squares(e)
         if largest == 0:
             sums = [count, 0.0, count, 0.0, 0.0, float(torch.count_nonzero(e)), 0.0, ee, ee, ee]
-            return self._with_ranks([*sums, 0.0, 0.0, 0.0], error, None, start, largest)
+            return self._with_ranks([*sums, 0.0, 0.0, 0.0, -self._tolerance.atol], error, None, start, largest)
         aa, ae = _squares(a), torch.mul(a, e, out=work).sum().item()
         size = e.abs_()
         torch.mul(size, self._tolerance.rtol, out=allowed).add_(self._tolerance.atol)
         headroom = torch.div(error, allowed, out=work).amax().item()
         if not math.isfinite(headroom):
             return None
+        beyond = torch.sub(error, allowed, out=work).amax().item()
         ok = error <= allowed if headroom > 1 else None
         matched = count if ok is None else float(torch.count_nonzero(ok))
         relative, nonzero = torch.div(error, size, out=work), count
@@ -133,7 +135,7 @@ class _Bench:
             zero = size == 0
             rel, nonzero = relative.masked_fill_(zero, 0.0).sum().item(), count - float(torch.count_nonzero(zero))
         sums = [matched, 0.0, count, error.sum().item(), rel, nonzero, _squares(error), aa, ee, ae]
-        return self._with_ranks([*sums, largest, relative.amax().item(), headroom], error, ok, start, largest)
+        return self._with_ranks([*sums, largest, relative.amax().item(), headroom, beyond], error, ok, start, largest)
 
     def _with_ranks(
         self, row: list[float], error: torch.Tensor, ok: torch.Tensor | None, start: int, largest: float
@@ -167,7 +169,7 @@ def _careful(actual: torch.Tensor, expected: torch.Tensor, start: int, tolerance
     counts = [value.sum() for value in (ok, ~(finite | same), finite)]
     products = [(one * other).sum() for one, other in ((error, error), (a, a), (e, e), (a, e))]
     sums = [error.sum(), relative.sum(), nonzero.sum(), *products]
-    maxima = [error.amax(), relative.amax(), headroom.amax()]
+    maxima = [error.amax(), relative.amax(), headroom.amax(), (error - allowed).amax()]
     row = [value.double() for value in (*counts, *sums, *maxima)]
     return torch.cat([torch.stack(row), _rank(torch.where(finite | same, error, torch.inf), ok, start)])
 
