@@ -1,7 +1,7 @@
 """What committed records say of a library's error, where no calibration has run: enough to tighten a few rows.
 
-A comparison keeps the atol that it needed beside its rtol. An older one kept only its largest error M and its headroom h
-under an atol and an rtol: every error is at most M, and at most h (atol + rtol |expected|). So with rtol as it was an
+A comparison keeps the atol that it needed beside its rtol. An older one kept only its largest error M and its headroom
+h under an atol and an rtol: every error is at most M, and at most h (atol + rtol |expected|). So with rtol as it was an
 atol of min(M, h atol) is met for certain; of a smaller one nobody can say.
 """
 
