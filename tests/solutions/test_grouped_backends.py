@@ -163,6 +163,10 @@ def test_the_way_backward_that_is_predicted_to_be_faster(layout: Layout, heads: 
         pytest.param(groups(1, 1, 2**21), {"heads": (1, 1)}, 32, id="no more than 32"),
         pytest.param(Layout([(0, 1, 0, 2**20, FULL)], 40000, 2**20), {}, 1, id="no more memory than 1 GiB"),
         pytest.param(Layout([], 4, 4), {}, 1, id="nothing to do"),
+        pytest.param(zigzag([4096], 7, 8), {}, 1, id="128 tiles of 132: parts would only cost"),
+        pytest.param(zigzag([4096], 0, 8), {}, 2, id="half of 128 tiles are short"),
+        pytest.param(zigzag([32768], 7, 8), {"heads": (4, 1)}, 1, id="128 tiles of one key head"),
+        pytest.param(zigzag([4096], 7, 8), {"heads": (4, 1)}, 9, id="16 tiles of one key head"),
     ],
 )
 def test_keys_are_split_where_one_tile_would_outlast_the_rest(
