@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ nox.options.sessions = ["lint", "tests"]
 
 ROOT = Path(__file__).parent
 LOCKS = ROOT / "ci" / "locks"
+OVERLAY = "src/refgrid/overlays/overlay.py"  # needs no more than Python; the table of caches is in it
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 SOURCES = ["--editable=groundtruth", "--editable=solutions"]  # who brings sources: the plan names them all
@@ -287,7 +289,7 @@ def _run_overlay(session: nox.Session, name: str, *module: str, env: Mapping[str
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
         session.error(f"{wheelhouse}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {name}")
-    overlay, site = ["python3", "src/refgrid/overlays/overlay.py"], Path(session.cache_dir, "overlays", name)
+    overlay, site = ["python3", OVERLAY], Path(session.cache_dir, "overlays", name)
     laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
     session.run(*overlay, "lay", *laid, external=True)
     run = [*overlay, "run", f"--target={site}", "--checkout=.", "--", "python3", "-m", *module]
@@ -364,15 +366,8 @@ def _device(session: nox.Session) -> str:
 
 def _caches(session: nox.Session, name: str) -> dict[str, str]:
     """Compiled kernels of one version set must never be loaded by another; read before the interpreter starts."""
-    folder = Path(session.cache_dir) / "kernels" / name
-    caches = {
-        "CUDA_CACHE_PATH": "cuda",
-        "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-        "TORCHINDUCTOR_CACHE_DIR": "inductor",
-        "TORCH_EXTENSIONS_DIR": "extensions",
-        "TRITON_CACHE_DIR": "triton",
-    }
-    return {"REFGRID_ENVIRONMENT": name, **{variable: str(folder / part) for variable, part in caches.items()}}
+    folder, table = Path(session.cache_dir) / "kernels" / name, runpy.run_path(str(ROOT / OVERLAY))["CACHES"]
+    return {"REFGRID_ENVIRONMENT": name, **{variable: str(folder / part) for variable, part in table.items()}}
 
 
 def _sync(session: nox.Session, *groups: str) -> None:

@@ -39,15 +39,19 @@ before = set(sys.path)
 site.addsitedir(sys.argv[1])
 print(json.dumps([folder for folder in sys.path if folder not in before]))
 """
-# Caches of what is compiled, one set an environment; they outlive the folder of the wheels.
+# Caches of what is compiled, one set an environment, by the variables that libraries read at their import; they outlive
+# the folder of the wheels. Every environment's: `noxfile.py` and the instrument read this table, too. FlashInfer's cubins
+# lie below its base, and its FLASHINFER_CUBIN_DIR stays unset, as it comes before an installed flashinfer-cubin.
 CACHES = {
     "CUDA_CACHE_PATH": "cuda",
+    "CUTE_DSL_CACHE_DIR": "cute-dsl",
+    "DG_JIT_CACHE_DIR": "deep-gemm",
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "PYTHONPYCACHEPREFIX": "bytecode",  # else the interpreter writes beside its own modules
+    "SGLANG_DG_CACHE_DIR": "deep-gemm",  # with which SGLang overwrites DeepGEMM's own
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_EXTENSIONS_DIR": "extensions",
     "TRITON_CACHE_DIR": "triton",
-    "TVM_FFI_CACHE_DIR": "tvm-ffi",
+    "TVM_FFI_CACHE_DIR": "tvm-ffi",  # SGLang's own kernels, found by their sources: torch and CUDA are not in the name
 }
 _BLOCK = 1 << 24
 # The checkout's own packages, for those who change them on the machine.
@@ -241,6 +245,7 @@ def _write_variables(name: str, site: Path, target: Path) -> None:
         "REFGRID_ENVIRONMENT": name,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a warning of the machine's own plugins would be an error here
         "FLASHINFER_DISABLE_VERSION_CHECK": "1",  # the audit holds versions against each other
+        "PYTHONPYCACHEPREFIX": str(caches / "bytecode"),  # else the interpreter writes beside its own modules
         **{variable: str(caches / folder) for variable, folder in CACHES.items()},
     }
     (site / VARIABLES).write_text(json.dumps({"environment": name, "path": path, "variables": told}, indent=1))
