@@ -280,7 +280,7 @@ class TestLaidBefore:
 
     @pytest.mark.parametrize(
         ("module", "name"),
-        [pytest.param(sys, "executable", id="interpreter"), pytest.param(overlay, "__file__", id="program")],
+        [pytest.param(sys, "version", id="interpreter"), pytest.param(overlay, "__file__", id="program")],
     )
     def test_another_interpreter_or_program_lays_again(
         self, once: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
