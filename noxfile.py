@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ nox.options.sessions = ["lint", "tests"]
 
 ROOT = Path(__file__).parent
 LOCKS = ROOT / "ci" / "locks"
+OVERLAY = "src/refgrid/overlays/overlay.py"  # needs no more than Python; the table of caches is in it
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 SOURCES = ["--editable=groundtruth", "--editable=solutions"]  # who brings sources: the plan names them all
@@ -209,7 +211,6 @@ def _in_environment(session: nox.Session, name: str, *told: str) -> None:
 def _tests_session(name: str) -> None:
     """Declare `tests-<name>`."""
     entry = ENVIRONMENTS[name]
-    overlay = entry["kind"] == "overlay"
 
     def prove(session: nox.Session) -> None:
         mode, *options = session.posargs or [""]
@@ -219,14 +220,16 @@ def _tests_session(name: str) -> None:
             _use(session, name, "grouped_bench", *options, env={"PYTHONPATH": str(ROOT / "tests")})
         elif mode == SOAK:
             _use(session, name, "refgrid", "run-soak", *OWN_PLUGINS, *_arguments(session, name), audited=True)
-        elif overlay:
-            _use(session, name, "pytest", *OWN_PLUGINS, *_arguments(session, name))
         else:
-            _prove_venv(session, name)
+            _prove(session, name)
 
     prove.__doc__ = f"Prove every reference in environment {name}, the versions of {entry['origin']}."
-    python = False if overlay else entry["python"]
+    python = False if _is_overlay(name) else entry["python"]
     nox.session(name=f"tests-{name}", python=python, tags=[entry["kind"], *_group(entry)], default=False)(prove)
+
+
+def _is_overlay(name: str) -> bool:
+    return bool(ENVIRONMENTS[name]["kind"] == "overlay")
 
 
 def _group_session(group: str, names: list[str]) -> None:
@@ -272,47 +275,70 @@ def _use(
     audited: bool = False,
 ) -> None:
     """Run a module where the libraries of an environment are; `audited`, after a look at a new virtual environment."""
-    if ENVIRONMENTS[name]["kind"] == "overlay":
-        _run_overlay(session, name, *module, env=env)
-        return
-    _install(session, name)
-    if audited:
+    _prepare(session, name)
+    if audited and not _is_overlay(name):
         _audit(session, name)
+    _run(session, name, "-m", *module, env=env)
+
+
+def _prepare(session: nox.Session, name: str) -> None:
+    """Have the libraries of an environment; raises CommandFailed where that fails."""
+    (_lay if _is_overlay(name) else _install)(session, name)
+
+
+def _run(
+    session: nox.Session, name: str, *words: str, env: Mapping[str, str] = MappingProxyType({}), **options: Any
+) -> Any:
+    """Run the interpreter of an environment, with all it needs; `options` are those of `session.run`."""
+    options["interrupt_timeout"] = ACCOUNTING_TIME
+    if _is_overlay(name):
+        overlay = ["python3", OVERLAY, "run", f"--target={_site(session, name)}", "--checkout=.", "--", "python3"]
+        return session.run(*overlay, *words, env=env, **options)
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name), **env}
-    session.run("python", "-m", *module, env=alone, interrupt_timeout=ACCOUNTING_TIME)
+    return session.run("python", *words, env=alone, **options)
 
 
-def _run_overlay(session: nox.Session, name: str, *module: str, env: Mapping[str, str]) -> None:
-    """Over the python3 that the PATH leads to and its torch, with the wheels that were carried here."""
+def _lay(session: nox.Session, name: str) -> None:
+    """The wheels that were carried here, over the python3 that the PATH leads to and its torch; at once if they are."""
     wheelhouse = Path(os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse"))
     if not (wheelhouse / "manifest.json").exists():
-        session.error(f"{wheelhouse}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {name}")
-    overlay, site = ["python3", "src/refgrid/overlays/overlay.py"], Path(session.cache_dir, "overlays", name)
-    laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={site}"]
-    session.run(*overlay, "lay", *laid, external=True)
-    run = [*overlay, "run", f"--target={site}", "--checkout=.", "--", "python3", "-m", *module]
-    session.run(*run, external=True, env=env, interrupt_timeout=ACCOUNTING_TIME)
+        absent = f"{wheelhouse}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {name}"
+        session.warn(absent)
+        raise nox.command.CommandFailed(absent)
+    laid = [f"--wheelhouse={wheelhouse}", f"--environment={name}", f"--target={_site(session, name)}"]
+    _heard(session, "python3", OVERLAY, "lay", *laid)
 
 
-def _prove_venv(session: nox.Session, name: str) -> None:
+def _site(session: nox.Session, name: str) -> Path:
+    return Path(session.cache_dir, "overlays", name)
+
+
+def _prove(session: nox.Session, name: str) -> None:
     """An environment that cannot be had ends in the matrix too: its cases take that verdict, with the words for it."""
-    unresolvable, log = LOCKS / f"{name}.unresolvable.txt", _install_log(session)
-    if unresolvable.exists():
+    if (unresolvable := LOCKS / f"{name}.unresolvable.txt").exists():
         _record(session, name, "unresolvable", unresolvable)
         return
+    if overlay := _is_overlay(name):
+        _demand(session, name)  # at once where it was laid before, so that what is settled is that of today's wheels
     if _is_settled(session, name):
         return
+    if not overlay:
+        _demand(session, name)
+        _audit(session, name)
+    _run(session, name, "-m", "pytest", *OWN_PLUGINS, *_arguments(session, name))
+
+
+def _demand(session: nox.Session, name: str) -> None:
+    """Prepare an environment; if that fails, the record says why, and the session ends."""
+    log = _install_log(session)
     log.unlink(missing_ok=True)
     try:
-        _install(session, name)
+        _prepare(session, name)
     except nox.command.CommandFailed as failure:
         with log.open("a") as words:
             words.write(f"{failure.reason}\n")
         _record(session, name, "install-fail", log)
         session.error(f"{name} cannot be installed: {failure.reason}")
-    _audit(session, name)
-    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **_caches(session, name)}
-    session.run("pytest", *OWN_PLUGINS, *_arguments(session, name), env=alone, interrupt_timeout=ACCOUNTING_TIME)
 
 
 def _audit(session: nox.Session, name: str) -> None:
@@ -322,26 +348,26 @@ def _audit(session: nox.Session, name: str) -> None:
 
 
 def _is_settled(session: nox.Session, name: str) -> bool:
-    """Whether nothing is due where this environment is installed already; then its record has been written."""
-    if not (tool := shutil.which("refgrid", path=session.bin)):
+    """Whether nothing is due where this environment is already; then its record has been written."""
+    if not (_is_overlay(name) or shutil.which("refgrid", path=session.bin)):
         return False
     # 1 = cases are due, or only pytest can tell; a broken environment ends otherwise, and is installed anew.
-    asked = [tool, "due", *_arguments(session, name)]
-    told = session.run(*asked, env=_caches(session, name), silent=True, success_codes=range(256))
-    session.log(str(told).strip())
-    return "written: " in str(told)
+    asked = ["-m", "refgrid", "due", *_arguments(session, name)]
+    told = str(_run(session, name, *asked, silent=True, success_codes=range(256))).strip()
+    session.log(told)
+    return "written: " in told
 
 
 def _record(session: nox.Session, name: str, verdict: str, reason: Path) -> None:
     """What this run owes ends in the verdict. The session's environment is no use, so a light one records it."""
-    where = {"UV_PROJECT_ENVIRONMENT": str(Path(session.cache_dir, "record").absolute())}
-    session.run_install("uv", "sync", "--locked", "--no-default-groups", env=where)
+    uv, where = nox.virtualenv.UV, {"UV_PROJECT_ENVIRONMENT": str(Path(session.cache_dir, "record").absolute())}
+    session.run_install(uv, "sync", "--locked", "--no-default-groups", env=where, external=True)
     light = f"--python={where['UV_PROJECT_ENVIRONMENT']}"
-    session.run_install("uv", "pip", "install", "--quiet", light, "--no-deps", *SOURCES)
+    session.run_install(uv, "pip", "install", "--quiet", light, "--no-deps", *SOURCES, external=True)
     told = ["--environment", name, "--verdict", verdict, "--reason-file", str(reason)]
     # 1 = red cases: the record was written, which is what was asked for here.
-    command = ["uv", "run", "--no-sync", "refgrid", "record-failure", *told, "--", *_arguments(session, name)]
-    session.run(*command, env=where, success_codes=[0, 1])
+    command = [uv, "run", "--no-sync", "refgrid", "record-failure", *told, "--", *_arguments(session, name)]
+    session.run(*command, env=where, success_codes=[0, 1], external=True)
 
 
 def _arguments(session: nox.Session, name: str) -> list[str]:
@@ -364,15 +390,8 @@ def _device(session: nox.Session) -> str:
 
 def _caches(session: nox.Session, name: str) -> dict[str, str]:
     """Compiled kernels of one version set must never be loaded by another; read before the interpreter starts."""
-    folder = Path(session.cache_dir) / "kernels" / name
-    caches = {
-        "CUDA_CACHE_PATH": "cuda",
-        "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-        "TORCHINDUCTOR_CACHE_DIR": "inductor",
-        "TORCH_EXTENSIONS_DIR": "extensions",
-        "TRITON_CACHE_DIR": "triton",
-    }
-    return {"REFGRID_ENVIRONMENT": name, **{variable: str(folder / part) for variable, part in caches.items()}}
+    folder, table = Path(session.cache_dir) / "kernels" / name, runpy.run_path(str(ROOT / OVERLAY))["CACHES"]
+    return {"REFGRID_ENVIRONMENT": name, **{variable: str(folder / part) for variable, part in table.items()}}
 
 
 def _sync(session: nox.Session, *groups: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from refgrid.overlays.overlay import CACHES
 from refgrid.proving.deaths import innermost_frame
 from refgrid.records.record import Verdict
 from refgrid.running.journal import Entry, death, last_entry, last_words, open_folder
@@ -130,10 +131,10 @@ def test_libraries_that_are_cut_short_are_found_in_every_cache(tmp_path: Path) -
         "empty": b"",
         "text": b"x" * 99,
     }.items():
-        folder = tmp_path / ("triton" if name == "cut" else "flashinfer") / "deep"
+        folder = tmp_path / {"cut": "triton", "head": "tvm-ffi"}.get(name, "flashinfer") / "deep"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.so").write_bytes(content)
-    caches = {"FLASHINFER_WORKSPACE_BASE": str(tmp_path / "flashinfer"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    caches = {variable: str(tmp_path / folder) for variable, folder in CACHES.items()}
 
     assert {path.stem for path in cut_short(caches)} == {"cut", "head", "empty", "text"}
     assert cut_short({"TORCH_EXTENSIONS_DIR": str(tmp_path / "nowhere")}) == []

@@ -76,6 +76,35 @@ def test_a_stamp_that_nobody_can_read_is_none(tmp_path: Path, text: str) -> None
     assert read_stamp(tmp_path) is None
 
 
+# ---- what other libraries build by tvm-ffi
+
+
+def by_tvm_ffi(cache: Path, name: str) -> Path:
+    file = cache / name / f"{name.partition('__arch_')[0]}.so"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("machine code")
+    return cache
+
+
+def test_where_some_were_compiled_ahead_another_is_late(tmp_path: Path) -> None:
+    write_stamp(tmp_path, Stamp(("rope", "sgl_rope__arch_9.0"), "9.0a", VERSIONS))
+    cache = by_tvm_ffi(tmp_path / "tvm-ffi", "sgl_rope__arch_9.0")
+    before = CompiledModules(tmp_path, cache)
+    by_tvm_ffi(cache, "sgl_activation__arch_9.0")
+    (cache / "libtorch_c_dlpack_addon.so").write_text("tvm-ffi's own, for an older torch")
+
+    assert before.late() == ["compiled late: sgl_activation__arch_9.0"]
+
+
+def test_where_none_could_be_compiled_ahead_none_is_late(tmp_path: Path) -> None:
+    stamped(tmp_path, "rope")
+    cache = by_tvm_ffi(tmp_path / "tvm-ffi", "left_by_an_earlier_run")
+    before = CompiledModules(tmp_path, cache)
+    by_tvm_ffi(cache, "sgl_activation")
+
+    assert before.late() == []
+
+
 # ---- a real run, whose ground truth compiles
 
 CONFTEST = """
@@ -88,6 +117,9 @@ def _compiles():
     if name:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / (name + ".so")).write_text("machine code")
+        other = pathlib.Path(os.environ["TVM_FFI_CACHE_DIR"], "sgl_" + name)
+        other.mkdir(exist_ok=True)
+        (other / ("sgl_" + name + ".so")).write_text("machine code")
     yield
 """
 TESTS = """
@@ -102,7 +134,8 @@ def run(root: Path, *options: str, compiles: str = "") -> tuple[Run, str]:
     (root / "conftest.py").write_text(CONFTEST)
     (root / "test_double.py").write_text(TESTS)
     (root / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
-    env = {**os.environ, "FLASHINFER_WORKSPACE_BASE": str(root / "kernels"), "COMPILES": compiles}
+    caches = {"FLASHINFER_WORKSPACE_BASE": str(root / "kernels"), "TVM_FFI_CACHE_DIR": str(root / "tvm-ffi")}
+    env = {**os.environ, **caches, "COMPILES": compiles}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--device", "cpu", *options]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300)
     (found,) = read_runs(root / "results")
@@ -114,11 +147,12 @@ def test_a_late_compile_is_in_the_record_and_in_the_summary(
     tmp_path: Path, double: dict[str, Any], write_definition: Any, options: tuple[str, ...]
 ) -> None:
     write_definition(double, 1, 2)
-    stamped(tmp_path / "kernels", "rope")
+    stamped(tmp_path / "kernels", "rope", "sgl_rope")
+    by_tvm_ffi(tmp_path / "tvm-ffi", "sgl_rope")
 
     found, told = run(tmp_path, *options, compiles="norm")
 
-    assert found.findings == ("compiled late: norm",)
+    assert found.findings == ("compiled late: norm", "compiled late: sgl_norm")
     assert "finding: compiled late: norm" in told
 
 

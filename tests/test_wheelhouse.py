@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
 import random
 import re
+import runpy
 import subprocess
 import sys
 import venv
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
+from small_wheels import make_wheel
 
 from refgrid.cli import main
 from refgrid.environments.audit import Installed, audit
@@ -28,23 +29,15 @@ from refgrid.overlays.overlay import OverlayError, Wheelhouse, lay
 from refgrid.overlays.wheelhouse import Cargo, WheelhouseError, build
 from refgrid.overlays.wheels import Source, read_have
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ".".join(map(str, sys.version_info[:2]))
 NOISE = random.Random(0).randbytes(200_000)  # what no compressor makes smaller
 ENTRY = {"kernels-1.0.dist-info/entry_points.txt": b"[refgrid.sources]\nkernels = kernels\n"}
-
-
-def make_wheel(folder: Path, name: str, files: Mapping[str, bytes], version: str = "1.0") -> Path:
-    """A wheel as any index serves it."""
-    wheel = folder / f"{name}-{version}-py3-none-any.whl"
-    info = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
-    told = {**files, f"{info}/METADATA": metadata, f"{info}/WHEEL": b"Wheel-Version: 1.0\n"}
-    record = "".join(f"{file},,\n" for file in (*told, f"{info}/RECORD"))
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file, data in {**told, f"{info}/RECORD": record.encode()}.items():
-            archive.writestr(file, data)
-    return wheel
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -208,11 +201,100 @@ class TestLaid:
         assert {Path(told[name]).parent for name in overlay.CACHES} == {tmp_path / "kernels" / "mine"}
         assert told["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] == "1"
 
-    def test_the_caches_are_those_of_the_other_environments(self) -> None:
-        session = re.search(r"caches = (\{.*?\})", (ROOT / "noxfile.py").read_text(), re.DOTALL)
-        assert session
+    def test_the_caches_are_those_of_the_other_environments(
+        self, container: Container, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        laid(container, packed, tmp_path / "site")
+        (nox := MagicMock()).project.load_toml = lambda file: tomllib.loads(Path(file).read_text())
+        monkeypatch.setitem(sys.modules, "nox", nox)
+        steps = runpy.run_path(str(ROOT / "noxfile.py"))
+        session = steps["_caches"](SimpleNamespace(cache_dir=tmp_path), "mine")
+        own = {
+            "PYTHONPATH",
+            "PYTHONPYCACHEPREFIX",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD",
+            "FLASHINFER_DISABLE_VERSION_CHECK",
+        }
 
-        assert ast.literal_eval(session[1]).items() <= overlay.CACHES.items()
+        assert session == {name: told for name, told in overlay.variables(tmp_path / "site").items() if name not in own}
+        assert overlay.CACHES.keys() == session.keys() - {"REFGRID_ENVIRONMENT"}
+
+
+class TestLaidBefore:
+    """What was laid to its end is not laid again; whatever else is there is replaced."""
+
+    @pytest.fixture
+    def once(self, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A folder that was laid, from a wheelhouse of two environments, and a mark in it."""
+        monkeypatch.setattr(overlay, "_compile_modules", lambda _: None)  # of all that this interpreter has
+        self.house, self.index = tmp_path / "wheelhouse", index
+        self.pack()
+        lay(Wheelhouse(self.house), "mine", site := tmp_path / "site")
+        (site / "mark").touch()
+        return site
+
+    def pack(self) -> None:
+        build([cargo(self.index, name, machine=()) for name in ("mine", "yours")], self.house, 80_000)
+
+    def again(self, site: Path, name: str = "mine") -> bool:
+        """Whether the wheels were laid again."""
+        assert lay(Wheelhouse(self.house), name, site) == site / overlay.VARIABLES
+        return not (site / "mark").exists()
+
+    def test_the_same_is_left_as_it_is_and_no_part_is_read(self, once: Path) -> None:
+        for part in self.house.glob("part-*"):
+            part.unlink()
+
+        assert not self.again(once)
+
+    def test_another_manifest_is_laid_in_its_place(self, once: Path) -> None:
+        (self.index / "tool-1.0-py3-none-any.whl").unlink()
+        self.pack()
+
+        assert self.again(once)
+        assert not (once / "tool.py").exists()
+
+    def test_another_environment_is_laid_in_its_place(self, once: Path) -> None:
+        assert self.again(once, "yours")
+        assert overlay.variables(once)["REFGRID_ENVIRONMENT"] == "yours"
+
+    def test_what_was_cut_before_its_end_is_laid_again(self, once: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def cut(_: Path) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(overlay, "_compile_modules", cut)
+            with pytest.raises(KeyboardInterrupt):
+                lay(Wheelhouse(self.house), "yours", once)
+        (once / "mark").touch()
+
+        assert self.again(once, "yours")
+        (once / "mark").touch()
+        assert not self.again(once, "yours")
+
+    def test_a_folder_that_was_moved_is_laid_again(self, once: Path) -> None:
+        moved = once.rename(once.with_name("moved"))
+
+        assert self.again(moved)
+        assert str(moved) in overlay.variables(moved)["PYTHONPATH"]
+
+    @pytest.mark.parametrize(
+        ("module", "name"),
+        [pytest.param(sys, "version", id="interpreter"), pytest.param(overlay, "__file__", id="program")],
+    )
+    def test_another_interpreter_or_program_lays_again(
+        self, once: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+    ) -> None:
+        monkeypatch.setattr(module, name, __file__)
+
+        assert self.again(once)
+
+    def test_another_machine_is_refused_all_the_same(self, once: Path) -> None:
+        manifest = (self.house / overlay.MANIFEST).read_text()
+        (self.house / overlay.MANIFEST).write_text(manifest.replace(f'"{PYTHON}"', '"3.9"'))
+
+        with pytest.raises(OverlayError, match=r"but the wheels are for 3\.9"):
+            self.again(once)
 
 
 class TestRefused:

@@ -21,6 +21,11 @@ def flashinfer_base() -> Path | None:
     return Path(told) if told else None
 
 
+def tvm_ffi_folder() -> Path:
+    """Where modules lie that libraries build by tvm-ffi, such as SGLang's."""
+    return Path(os.environ.get("TVM_FFI_CACHE_DIR") or "~/.cache/tvm-ffi").expanduser()
+
+
 def fault(base: Path | None, environment: Environment) -> tuple[bool, str]:
     """Whether what is cached is known to be another set's, and what is to be said of it; empty for nothing."""
     folder = (base or Path.home()) / ".cache" / "flashinfer"

@@ -32,22 +32,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MANIFEST, VARIABLES = "manifest.json", "environment.json"
+MANIFEST, VARIABLES, WHOLE = "manifest.json", "environment.json", "laid-from.txt"
 _PTH = """
 import json, site, sys
 before = set(sys.path)
 site.addsitedir(sys.argv[1])
 print(json.dumps([folder for folder in sys.path if folder not in before]))
 """
-# Caches of what is compiled, one set an environment; they outlive the folder of the wheels.
+# Caches of what is compiled, one set an environment, by the variables that libraries read at their import; they
+# outlive the folder of the wheels. `noxfile.py` and the instrument read this table, too. FlashInfer's cubins lie below
+# its base: FLASHINFER_CUBIN_DIR is not set, as it would come before an installed flashinfer-cubin.
 CACHES = {
     "CUDA_CACHE_PATH": "cuda",
+    "CUTE_DSL_CACHE_DIR": "cute-dsl",
+    "DG_JIT_CACHE_DIR": "deep-gemm",
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "PYTHONPYCACHEPREFIX": "bytecode",  # else the interpreter writes beside its own modules
+    "SGLANG_DG_CACHE_DIR": "deep-gemm",  # with which SGLang overwrites DeepGEMM's own
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_EXTENSIONS_DIR": "extensions",
     "TRITON_CACHE_DIR": "triton",
-    "TVM_FFI_CACHE_DIR": "tvm-ffi",
+    "TVM_FFI_CACHE_DIR": "tvm-ffi",  # SGLang's own kernels, found by their sources: torch and CUDA are not in the name
 }
 _BLOCK = 1 << 24
 # The checkout's own packages, for those who change them on the machine.
@@ -121,15 +125,33 @@ def check(wheelhouse: Wheelhouse, name: str | None) -> str:
 
 
 def lay(wheelhouse: Wheelhouse, name: str | None, target: Path) -> Path:
-    """Lay the wheels of an environment into `target`, whole or not at all; returns the file of its variables."""
-    name, packed = wheelhouse.environment(check(wheelhouse, name))
-    faults = [*_other_machine(packed), *_own_folder(target)]
-    if faults:
+    """Lay the wheels of an environment into `target`, whole or not at all; returns the file of its variables.
+
+    Where the same was laid before, to its end, nothing is done.
+    """
+    name, packed = wheelhouse.environment(name)
+    if faults := [*_other_machine(packed), *_own_folder(target)]:
         raise OverlayError("\n".join(faults))
+    state, last = _state(wheelhouse, name, target), target / WHOLE
+    if not last.is_file() or last.read_text(encoding="utf-8") != state:
+        check(wheelhouse, name)
+        _lay_wheels(wheelhouse, name, target)
+        _compile_modules(target)
+        last.write_text(state, encoding="utf-8")
+    return target / VARIABLES
+
+
+def _state(wheelhouse: Wheelhouse, name: str, target: Path) -> str:
+    """What a folder that was laid follows from: the wheels, this program, the interpreter, and where it all lies."""
+    files = (wheelhouse.folder / MANIFEST, Path(__file__))
+    return "\n".join([name, str(target.resolve()), sys.executable, sys.version, *map(_sha256, files)])
+
+
+def _lay_wheels(wheelhouse: Wheelhouse, name: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         site = Path(scratch, "site")
-        wheels = [wheelhouse.unpack(wheel, Path(scratch)) for wheel in packed["wheels"]]
+        wheels = [wheelhouse.unpack(wheel, Path(scratch)) for wheel in wheelhouse.environment(name)[1]["wheels"]]
         for wheel in wheels:
             _lay_wheel(wheel, site)
             wheel.unlink()
@@ -137,8 +159,6 @@ def lay(wheelhouse: Wheelhouse, name: str | None, target: Path) -> Path:
         if target.exists():
             target.rename(Path(scratch, "before"))
         site.rename(target)
-    _compile_modules(target)
-    return target / VARIABLES
 
 
 def _compile_modules(target: Path) -> None:
@@ -241,6 +261,7 @@ def _write_variables(name: str, site: Path, target: Path) -> None:
         "REFGRID_ENVIRONMENT": name,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a warning of the machine's own plugins would be an error here
         "FLASHINFER_DISABLE_VERSION_CHECK": "1",  # the audit holds versions against each other
+        "PYTHONPYCACHEPREFIX": str(caches / "bytecode"),  # else the interpreter writes beside its own modules
         **{variable: str(caches / folder) for variable, folder in CACHES.items()},
     }
     (site / VARIABLES).write_text(json.dumps({"environment": name, "path": path, "variables": told}, indent=1))
@@ -298,9 +319,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return subprocess.run(asked.words, env={**os.environ, **own}, check=False).returncode
         else:
             wheelhouse = Wheelhouse(asked.wheelhouse)
-            name = check(wheelhouse, asked.environment)
-            done = lay(wheelhouse, name, asked.target) if asked.command == "lay" else "whole"
-            print(f"{name}: {done}")  # noqa: T201
+            name, _ = wheelhouse.environment(asked.environment)
+            if asked.command == "lay":
+                print(f"{name}: {lay(wheelhouse, name, asked.target)}")  # noqa: T201
+            else:
+                print(f"{check(wheelhouse, name)}: whole")  # noqa: T201
     except OverlayError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)  # noqa: T201
         return 3

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Folders of compiled kernels, by the variables that set them.
-_CACHES = ("FLASHINFER_WORKSPACE_BASE", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR")
+from refgrid.overlays.overlay import CACHES
+
 # Of an ELF file's head, 64 bit, little endian: where its table of sections begins, an entry's size, and their number.
 # Linkers write that table last.
 _HEAD = struct.Struct("<4s36xQ10xHH2x")
@@ -16,7 +16,7 @@ _HEAD = struct.Struct("<4s36xQ10xHH2x")
 
 def cut_short(variables: Mapping[str, str] = os.environ) -> list[Path]:
     """Every library in the caches of compiled kernels that ends before its head says it does."""
-    folders = [Path(variables[name]) for name in _CACHES if variables.get(name)]
+    folders = [Path(variables[name]) for name in CACHES if variables.get(name)]
     return sorted({path for folder in folders for path in _libraries(folder) if _is_cut_short(path)})
 
 

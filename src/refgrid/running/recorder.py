@@ -55,7 +55,7 @@ class Recorder:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """What would make the whole column untrue ends the run here, before a worker starts."""
         self._session = session
-        self._compiled = CompiledModules(kernel_cache.flashinfer_base())
+        self._compiled = CompiledModules(kernel_cache.flashinfer_base(), kernel_cache.tvm_ffi_folder())
         option = self._config.getoption
         if option("--no-audit"):
             self._findings = ("not audited: --no-audit",)

@@ -2,6 +2,8 @@
 
 `refgrid warm` leaves a stamp beside the modules. A run that finds it compares the modules before its first case and
 after its last: what is new or newer cost a case its time on the GPU, and was missing in the list of what to compile.
+Modules are shared libraries, FlashInfer's and those that other libraries build by tvm-ffi. What Triton, CuTe DSL and
+DeepGEMM compile is compiled at a first call by design and is no finding.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 STAMP = "refgrid-warm.json"
+_MODULES = "*/*.so"  # in tvm-ffi's folder each has one of its own; what lies beside them is tvm-ffi's
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,34 @@ def read_stamp(base: Path | None) -> Stamp | None:
 
 
 class CompiledModules:
-    """The modules that were there when this was made; without a stamp, nothing is ever late."""
+    """The modules that were there when this was made; without a stamp, nothing is ever late.
 
-    def __init__(self, base: Path | None) -> None:
-        self._folder = folder_of(base)
-        self._before = _built(self._folder) if read_stamp(base) else None
+    Those in tvm-ffi's folder count where some were compiled ahead: of a release that cannot tell them, none are.
+    """
+
+    def __init__(self, base: Path | None, tvm_ffi: Path | None = None) -> None:
+        self._folders: list[tuple[Path, str]] = []
+        if stamp := read_stamp(base):
+            self._folders.append((folder_of(base), "**/*.so"))
+            if tvm_ffi and not set(stamp.modules).isdisjoint(_names(_built(tvm_ffi, _MODULES))):
+                self._folders.append((tvm_ffi, _MODULES))
+        self._before = self._all()
 
     def late(self) -> list[str]:
         """A finding for each module that is new or newer now."""
-        if self._before is None:
-            return []
-        now = _built(self._folder)
+        now = self._all()
         return [
             f"compiled late: {name}" for name in _names(file for file in now if now[file] != self._before.get(file))
         ]
 
+    def _all(self) -> dict[Path, int]:
+        return {file: when for folder in self._folders for file, when in _built(*folder).items()}
 
-def _built(folder: Path) -> dict[Path, int]:
+
+def _built(folder: Path, pattern: str) -> dict[Path, int]:
     """When each was built; one that vanishes meanwhile is being built anew by somebody else."""
     found = {}
-    for file in folder.rglob("*.so"):
+    for file in folder.glob(pattern):
         try:
             found[file] = file.stat().st_mtime_ns
         except FileNotFoundError:
@@ -80,4 +91,5 @@ def _built(folder: Path) -> dict[Path, int]:
 
 
 def _names(files: Iterable[Path]) -> list[str]:
-    return sorted({file.stem for file in files})
+    """Of the folder that each has: SGLang's also say for which GPU."""
+    return sorted({file.parent.name for file in files})
