@@ -239,7 +239,7 @@ def _group_session(group: str, names: list[str]) -> None:
         for name in names:
             session.notify(f"tests-{name}", posargs=session.posargs)
 
-    prove.__doc__ = f"Prove every reference in every environment of this CUDA: {', '.join(names)}."
+    prove.__doc__ = f"Prove every reference in every virtual environment of this CUDA: {', '.join(names)}."
     nox.session(name=f"tests-{group}", venv_backend="none", default=False)(prove)
 
 
@@ -258,7 +258,11 @@ for _cuda in GROUPS:
 def _refuse_unknown(words: list[str]) -> None:
     """Of a session that is not there nox says no more than that. What follows `--` goes to pytest."""
     asked = words[: words.index("--")] if "--" in words else words
-    names = [re.sub(r"-3\.\d+$", "", word.removeprefix("tests-")) for word in asked if word.startswith("tests-")]
+    option = re.compile(r"^(--sessions?(=|$)|-[se]=?)")
+    if not any(map(option.match, asked)):  # else nox does not read the variable
+        asked = [*asked, *os.environ.get("NOXSESSION", "").split(",")]
+    sessions = [option.sub("", word) for word in asked]
+    names = [re.sub(r"-3\.\d+$", "", word.removeprefix("tests-")) for word in sessions if word.startswith("tests-")]
     if unknown := [name for name in names if name not in (*ENVIRONMENTS, *GROUPS)]:
         legal = ", ".join([*ENVIRONMENTS, *GROUPS])
         raise SystemExit(f"no environment is called {', '.join(map(repr, unknown))}; legal values: {legal}")

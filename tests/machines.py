@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from refgrid.environments.machine import Machine, Readiness, readiness
@@ -48,10 +49,13 @@ CONTAINER = Machine(H200, "580.159", "13.0", "/usr/bin/python3", "3.12.3", {"tor
 
 
 def table_below(folder: Path) -> Path:
-    """Write the table; one of its environments cannot be resolved any more."""
+    """Write the table; one of its environments cannot be resolved any more, and the wheels of the overlay are there."""
     locks = folder / "ci" / "locks"
     locks.mkdir(parents=True)
     (locks / "cu128-gone.unresolvable.txt").write_text("# nox -s lock -- cu128-gone\nthere is no version of a==1\n")
+    (folder / "wheelhouse").mkdir()
+    told = {"format": 2, "environments": {"over": {}}, "wheels": []}
+    (folder / "wheelhouse" / "manifest.json").write_text(json.dumps(told))
     file = folder / "ci" / "environments.toml"
     file.write_text(TABLE)
     return file

@@ -19,7 +19,7 @@ from packaging.version import Version
 from refgrid.cli import main
 from refgrid.environments import kernel_cache
 from refgrid.environments.audit import AuditFinding, audit, audit_named, same_version
-from refgrid.environments.declared import EnvironmentSpec
+from refgrid.environments.declared import EnvironmentsError, EnvironmentSpec
 from refgrid.environments.driver import DRIVER_FLOOR, driver_cuda, driver_fault
 from refgrid.environments.measured import Environment, measure
 from refgrid.records.record import read_runs
@@ -400,19 +400,43 @@ class TestCommand:
         told = self.run(table, "--environment", "cu13-mine")
 
         assert told.exit_code == 2
-        assert "'cu13-mine'; legal values: cu130-mine, cu130-yours" in " ".join(told.output.split())
+        assert " ".join(told.output.split()).endswith("'cu13-mine'; legal values: cu130-mine, cu130-yours")
 
     def test_a_cuda_is_no_environment(self, table: Path) -> None:
         told = self.run(table, "--environment", "cu130")
 
         assert told.exit_code == 2
-        assert "'cu130' names 2 environments" in told.output
+        assert "'cu130' is a CUDA and no environment; give one of cu130-mine, cu130-yours" in told.output
 
-    def test_a_name_that_is_not_declared_has_nothing_to_be_held_against(self, table: Path, tmp_path: Path) -> None:
+    def test_who_claims_to_be_none_has_nothing_to_be_held_against(self, table: Path, tmp_path: Path) -> None:
         local = replace(H200, name="local")
 
         assert audit_named(table, local) == []
         assert audit_named(tmp_path / "nowhere.toml", local) == []
+
+    def test_a_name_that_is_not_declared_is_refused_or_where_there_is_no_table_a_finding(
+        self, table: Path, tmp_path: Path
+    ) -> None:
+        other = replace(H200, name="cu130-overlay")
+
+        with pytest.raises(EnvironmentsError, match=r"'cu130-overlay'; legal values: cu130-mine, cu130-yours$"):
+            audit_named(table, other)
+        (told,) = audit_named(tmp_path / "ci" / "environments.toml", other)
+        assert str(told) == "finding: not audited: there is no ci/environments.toml to declare it"
+
+    def test_imports_are_part_of_it_and_kept_for_the_runs(
+        self, site: Site, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site.install("torch/__init__.py", torch="2.11.0")
+        (site.folder / "torch").mkdir()
+        (site.folder / "torch" / "version.py").write_text("cuda: str = '13.0'\n")
+        (site.folder / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.13: file too short')\n")
+        monkeypatch.setenv("PYTHONPATH", str(site.folder))
+        table.write_text(TABLE.replace('"3.12"', '">=3.10,<3.99"').replace('cuda = "13.0"\n', ""))
+        told = self.run(table, "--environment", "cu130-mine", "--results", str(tmp_path / "results"))
+
+        assert "finding: torch 2.11.0: import of torch raises OSError: libcudart.so.13: file too short" in told.output
+        assert list((tmp_path / "results" / ".digests").glob("*.imports"))
 
     def test_it_imports_no_torch(self) -> None:
         code = "import sys, refgrid.environments.audit, refgrid.cli; assert 'torch' not in sys.modules"
@@ -448,6 +472,29 @@ class TestRun:
     @pytest.mark.parametrize("arguments", [["--environment", "cu130-mine", "--no-audit"], [], ["--collect-only"]])
     def test_a_run_under_no_declared_name_goes_on(self, checkout: Path, arguments: list[str]) -> None:
         assert self.start(checkout, *arguments).returncode == 0
+
+    @pytest.mark.parametrize("more", [[], ["--collect-only"], ["--no-audit"], ["-n1"]], ids=str)
+    def test_a_column_that_nobody_declared_is_refused(self, checkout: Path, more: list[str]) -> None:
+        told = self.start(checkout, "--environment", "cu13-mine", *more)
+
+        assert told.returncode == 4
+        legal = "no environment is called 'cu13-mine'; legal values: cu130-mine, cu130-yours, local"
+        assert f"--environment (or REFGRID_ENVIRONMENT): {legal}" in told.stdout + told.stderr
+        assert "a test ran" not in told.stdout
+
+    def test_so_is_one_of_the_variable(self, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("REFGRID_ENVIRONMENT", "cu130")
+
+        told = self.start(checkout)
+        assert told.returncode == 4
+        assert "'cu130' is a CUDA and no environment; give one of cu130-mine" in told.stdout + told.stderr
+
+    def test_and_what_is_due_of_it_is_not_told(self, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(checkout)
+        told = CliRunner().invoke(main, ["due", "test_any.py", "--environment", "cu13-mine"])
+
+        assert told.exit_code == 2
+        assert "legal values: cu130-mine, cu130-yours, local" in " ".join(told.output.split())
 
     def test_what_is_odd_is_told_and_in_the_records(
         self, checkout: Path, double: dict[str, Any], write_definition: Any

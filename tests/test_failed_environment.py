@@ -77,6 +77,28 @@ def only_run(project: Path) -> Run:
     return run
 
 
+TABLE = """
+[[environment]]
+name = "cu130-other"
+kind = "venv"
+python = "3.12"
+pins = ["torch==2.11.0"]
+cuda = "13.0"
+origin = "a test"
+exclude-newer = 2026-11-20
+"""
+
+
+def test_a_column_that_nobody_declared_is_refused(project: Path) -> None:
+    (project / "ci").mkdir()
+    (project / "ci" / "environments.toml").write_text(TABLE)
+    done = record(project, "install-fail", "--device", "cpu")
+
+    assert done.returncode == 4
+    assert "no environment is called 'cu130-made'; legal values: cu130-other, local" in done.stdout + done.stderr
+    assert not (project / "results").exists()
+
+
 def test_every_case_that_the_run_owes_ends_in_install_fail_with_the_installers_words(project: Path) -> None:
     done = record(project, "install-fail", "--device", "cpu", "-n2", "--dist=load", "--max-worker-restart=9")
     run = only_run(project)

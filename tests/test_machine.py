@@ -94,12 +94,43 @@ def test_without_names_all_that_can_run_are_meant(table: Path, names: Sequence[s
     assert [each.spec.name for each in runnable(names, ready(table, CONTAINER))] == picked
 
 
+def test_what_lacks_only_a_gpu_runs_on_the_cpu_where_it_is_named(table: Path) -> None:
+    laptop = Machine((), None, None, "/usr/bin/python3", "3.12.3", {"torch": "2.11.0"})
+
+    assert [each.spec.name for each in runnable((), ready(table, laptop))] == ["cpu"]
+    assert [each.spec.name for each in runnable(("cu128", "over"), ready(table, laptop))] == ["cu128-old", "over"]
+    told = {each.spec.name: each.obstacle for each in ready(table, laptop)}
+    assert told["cu128-old"] == "this machine shows no NVIDIA GPU; on the CPU: nox -s tests-cu128-old"
+
+
+@pytest.mark.parametrize("variable", [None, "elsewhere"])
+def test_an_overlay_needs_its_wheelhouse(table: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
+    folder = table.parents[1] / "wheelhouse"
+    if variable:
+        monkeypatch.setenv("REFGRID_WHEELHOUSE", variable)
+        folder = table.parents[1] / variable
+    else:
+        (folder / "manifest.json").unlink()
+
+    told = f"{folder}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- over"
+    assert ready(table, CONTAINER)[-1].obstacle == told
+
+
+def test_and_one_that_was_packed_for_it(table: Path) -> None:
+    manifest = table.parents[1] / "wheelhouse" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("over", "other"))
+    assert "'over' is no environment of" in ready(table, CONTAINER)[-1].obstacle
+
+    manifest.write_text("{}")
+    assert "is no manifest of a wheelhouse" in ready(table, CONTAINER)[-1].obstacle
+
+
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
         (("cu999",), "no environment is called 'cu999'; legal values: cpu, cu128-old, cu128-gone, over, cu128, cu130"),
-        (("cpu", "over"), "over cannot run here: over: this machine shows no NVIDIA GPU"),
-        (("cu128",), "cu128 cannot run here: cu128-old: this machine shows no NVIDIA GPU; cu128-gone: unresolvable"),
+        (("cpu", "over"), "over cannot run here: over: this machine shows no NVIDIA GPU, and no python3 here has"),
+        (("cu128-gone",), "cu128-gone cannot run here: cu128-gone: unresolvable"),
     ],
 )
 def test_what_was_asked_for_and_cannot_run_is_refused(table: Path, names: Sequence[str], reason: str) -> None:

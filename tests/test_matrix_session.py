@@ -83,6 +83,14 @@ def test_each_environment_is_a_nox_of_its_own_and_a_red_one_stops_none(table: Pa
     assert len(said) == 3
 
 
+def test_what_runs_on_the_cpu_for_want_of_a_gpu_says_so(table: Path, tmp_path: Path) -> None:
+    nox, said = Nox(tmp_path / "local"), list[str]()
+    Campaign(["nox"], (), nox.results, None, nox.start).run(runnable(("cu128",), ready(table, Machine())), said.append)
+
+    assert said[0] == "cu128-old: this machine shows no NVIDIA GPU; on the CPU: nox -s tests-cu128-old"
+    assert [command[2] for command in nox.commands] == ["tests-cu128-old"]
+
+
 def test_an_environment_that_failed_and_recorded_nothing_is_named(table: Path, tmp_path: Path) -> None:
     lost, _ = Nox(tmp_path / "local", statuses=[0, 1, 0], silent="cu128-old").run(table)
 
@@ -231,7 +239,7 @@ def test_here_says_what_can_run_and_what_has_run(refgrid: Refgrid, tmp_path: Pat
         "session": "tests-cu128-old",
         "kind": "venv",
         "here": False,
-        "obstacle": "this machine shows no NVIDIA GPU",
+        "obstacle": "this machine shows no NVIDIA GPU; on the CPU: nox -s tests-cu128-old",
         "recorded": None,
     }
     assert "this machine shows no" in refgrid("here").output

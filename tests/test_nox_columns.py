@@ -136,7 +136,7 @@ class TestAnOverlay:
         (index := tmp_path / "index").mkdir()
         wheel = make_wheel(index, "kernels", {"kernels/__init__.py": b""})
         machine = (f"torch=={version('torch')}",)
-        build([Cargo("over", PYTHON, machine, (), (wheel,))], tmp_path / "wheelhouse", 10**6)
+        build([Cargo("over", PYTHON, machine, (), (wheel,), ())], tmp_path / "wheelhouse", 10**6)
         return tmp_path / "wheelhouse"
 
     def test_that_is_damaged_is_a_column_with_the_words_of_the_program_that_lays_it(

@@ -5,6 +5,7 @@ Nox itself is a stand-in here, as the environments of these tests have none.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,9 +50,11 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(checkout: Path, *arguments: str, named: str = "") -> subprocess.CompletedProcess[str]:
+    """`named` is what the variable says that nox reads besides."""
     command = [sys.executable, "noxfile.py", *arguments]
-    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    variables = {**os.environ, "NOXSESSION": named}
+    return subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,7 @@ def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["-s", "tests-cpu", "tests-cu128"], id="an environment and a CUDA"),
         pytest.param(["-s", "tests-cu128-sglang0.5.5-3.12"], id="with its Python"),
         pytest.param(["-s", "warm", "--", "cpu", "tests-cu999"], id="what goes to pytest"),
+        pytest.param(["--session=tests-cu128"], id="in one word"),
     ],
 )
 def test_sessions_that_exist_may_be_asked_for(checkout: Path, arguments: list[str]) -> None:
@@ -78,6 +82,29 @@ def test_an_environment_that_does_not_exist_lists_those_that_do(checkout: Path) 
     told = "no environment is called 'cu127', 'cu130-sglang0.5'; legal values: cpu, cu124-sglang0.4.6, "
     assert done.stderr.startswith(told)
     assert done.stderr.endswith("cu124, cu126, cu128, cu130, cu132\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        pytest.param(["--session=tests-cu127"], "", id="--session="),
+        pytest.param(["--sessions=tests-cu127"], "", id="--sessions="),
+        pytest.param(["-s=tests-cu127"], "", id="-s="),
+        pytest.param(["-stests-cu127"], "", id="-s and no blank"),
+        pytest.param(["-e", "tests-cu127"], "", id="-e"),
+        pytest.param([], "lint,tests-cu127", id="NOXSESSION"),
+        pytest.param(["--verbose"], "tests-cu127", id="NOXSESSION and an option"),
+    ],
+)
+def test_however_it_is_named(checkout: Path, arguments: list[str], named: str) -> None:
+    done = run(checkout, *arguments, named=named)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("no environment is called 'cu127'; legal values: cpu, ")
+
+
+def test_what_nox_does_not_read_is_not_held_against_anybody(checkout: Path) -> None:
+    assert run(checkout, "-s", "lint", named="tests-cu127").returncode == 0
 
 
 @pytest.mark.parametrize("session", ["warm", "soak", "bench-grouped"])

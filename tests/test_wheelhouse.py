@@ -83,10 +83,10 @@ def index(tmp_path: Path) -> Path:
 
 
 def cargo(folder: Path, name: str = "mine", *, omit: tuple[str, ...] = (), **changed: Any) -> Cargo:
-    found = tuple(sorted(folder.glob("*.whl")))
-    return Cargo(
-        **{"name": name, "python": PYTHON, "machine": ("torch==2.13.0",), "omit": omit, "wheels": found, **changed}
-    )
+    told = {"python": PYTHON, "machine": ("torch==2.13.0",), "wheels": tuple(sorted(folder.glob("*.whl")))}
+    wheels = {**told, **changed}["wheels"]
+    demands = tuple(f"{wheel.name.partition('-')[0]}==1.0" for wheel in wheels)
+    return Cargo(**{"name": name, "omit": omit, "demands": demands, **told, **changed})
 
 
 @pytest.fixture
@@ -363,6 +363,62 @@ class TestRefused:
 
         assert f"is Python {PYTHON}, but the wheels are for 3.9" in self.refused(container, packed, tmp_path / "site")
 
+    def test_a_wheel_that_was_left_out(self, container: Container, index: Path, packed: Path, tmp_path: Path) -> None:
+        whole = cargo(index)
+        build([cargo(index, wheels=whole.wheels[1:], demands=whole.demands)], packed, 80_000)
+
+        told = self.refused(container, packed, tmp_path / "site")
+        assert told == (
+            "error: dsl==1.0 is demanded, but no wheel of it is carried, and installed here is no release of it\n"
+        )
+
+    @pytest.mark.usefixtures("uv")
+    def test_what_another_machine_had(self, source: Source, packed: Path, tmp_path: Path) -> None:
+        """Its have.json said that dsl 1.0 and tool 1.0 are there; here the one is missing, and the other is older."""
+        (tmp_path / "have.json").write_text('[{"name": "dsl", "version": "1.0"}, {"name": "Tool", "version": "1.0"}]')
+        container = Container(tmp_path / "vendor")
+        info = container.site / "tool-0.9.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tool\nVersion: 0.9\n")
+        build([source.gather(SPEC, read_have(tmp_path / "have.json"))], packed, 80_000)
+
+        told = self.refused(container, packed, tmp_path / "site")
+        assert "dsl==1.0 is demanded, but no wheel of it is carried, and installed here is no release of it" in told
+        assert "tool==1.0 is demanded, but no wheel of it is carried, and installed here is 0.9" in told
+        assert "kernels" not in told
+
+    def test_a_manifest_that_does_not_say_what_is_demanded(
+        self, container: Container, packed: Path, tmp_path: Path
+    ) -> None:
+        self.change(packed, lambda told: told.update(format=1))
+
+        told = self.refused(container, packed, tmp_path / "site")
+        assert "manifest.json: format 1 should be 2; collect the wheels anew: nox -s wheelhouse" in told
+
+    def test_a_check_says_so_too(self, container: Container, packed: Path) -> None:
+        done = container.run(packed / "overlay.py", "check")
+        assert (done.returncode, done.stdout) == (0, "mine: whole, and for this machine\n"), done.stderr
+
+        self.change(packed, lambda told: told["environments"]["mine"].update(python="3.9", demands=["other==1.0"]))
+        done = container.run(packed / "overlay.py", "check")
+        assert done.returncode == 3
+        assert f"is Python {PYTHON}, but the wheels are for 3.9" in done.stderr
+        assert "other==1.0 is demanded, but no wheel of it is carried" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("asked", "there", "same"),
+        [
+            ("2024.7.4", "2024.07.04", True),
+            ("1.0rc1", "1.0.RC1", True),
+            ("2.11.0", "2.11.0+cu130", True),
+            ("1.0", "1.0.post1", False),
+            ("1.10", "1.1", False),
+            ("0", "none", False),
+        ],
+    )
+    def test_a_release_is_the_same_however_it_is_written(self, asked: str, there: str, *, same: bool) -> None:
+        assert (overlay._release(asked) == overlay._release(there)) is same
+
     def test_a_folder_of_the_interpreter(self, container: Container, packed: Path) -> None:
         before = digests(container.site)
 
@@ -532,19 +588,21 @@ class Uv:
             (Path(option["--dest"]) / found[0].name).write_bytes(found[0].read_bytes())
 
 
+@pytest.fixture
+def uv(index: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
+    monkeypatch.setattr(wheels, "_uv", made := Uv(index))
+    return made
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    (locks := tmp_path / "ci" / "locks").mkdir(parents=True)
+    (locks / "mine.txt").write_text(LOCK)
+    (folder := tmp_path / "fetched").mkdir()
+    return Source(tmp_path, folder)
+
+
 class TestGathered:
-    @pytest.fixture
-    def uv(self, index: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
-        monkeypatch.setattr(wheels, "_uv", made := Uv(index))
-        return made
-
-    @pytest.fixture
-    def source(self, tmp_path: Path) -> Source:
-        (locks := tmp_path / "ci" / "locks").mkdir(parents=True)
-        (locks / "mine.txt").write_text(LOCK)
-        (folder := tmp_path / "fetched").mkdir()
-        return Source(tmp_path, folder)
-
     def names(self, found: Cargo) -> list[str]:
         return [wheel.name.partition("-")[0] for wheel in found.wheels]
 
@@ -553,11 +611,15 @@ class TestGathered:
 
         assert sorted(self.names(found)) == ["dsl", "kernels", "refgrid", "tool"]
         assert sorted(uv.fetched) == ["dsl", "kernels", "tool"]
+        assert sorted(found.demands) == ["dsl==1.0", "kernels==1.0", "tool==1.0"]
 
     @pytest.mark.usefixtures("uv")
     @pytest.mark.parametrize(("version", "carried"), [("1.0", False), ("0.9", True)])
     def test_what_the_machine_has_stays_at_home(self, source: Source, version: str, *, carried: bool) -> None:
-        assert ("dsl" in self.names(source.gather(SPEC, {"dsl": version}))) is carried
+        found = source.gather(SPEC, {"dsl": version})
+
+        assert ("dsl" in self.names(found)) is carried
+        assert "dsl==1.0" in found.demands
 
     def test_a_wheel_is_fetched_once_for_all_environments(self, uv: Uv, source: Source) -> None:
         for _ in range(2):

@@ -23,12 +23,14 @@ from refgrid.caching.settled import Decision, Settled, told_tolerance
 from refgrid.contract import METHODS, ReferenceContract
 from refgrid.environments.audit import audit_named
 from refgrid.environments.declared import EnvironmentsError
+from refgrid.environments.imports import Imports
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import Header, now
 from refgrid.running.grid import Grid
 from refgrid.running.options import add_options
-from refgrid.running.recorder import file_name
+from refgrid.running.recorder import demand_declared, file_name
 
+TABLE = Path("ci", "environments.toml")
 # Of pytest and xdist, what changes nothing about which cases a run owes.
 _WITH_VALUE = ("-n", "--numprocesses", "--dist", "--max-worker-restart", "-p", "--tb", "--color", "--maxfail")
 _ALONE = ("-q", "-v", "-x", "--no-header", "--no-summary", "-qq", "-s")
@@ -68,7 +70,8 @@ class Due:
         return unfinished.replace(self.grid.results / f"{file_name(header, 'settled')}.jsonl")
 
     def _findings(self) -> tuple[str, ...]:
-        found = audit_named(Path("ci", "environments.toml").absolute(), self.settled.environment)
+        imports = Imports(self.grid.results / ".digests")
+        found = audit_named(TABLE.absolute(), self.settled.environment, imports)
         if any(each.severity == "error" for each in found):
             raise CannotTell("the audit of the environment has errors")
         return tuple(each.text for each in found)
@@ -77,9 +80,10 @@ class Due:
 def due(arguments: Sequence[str], folder: Path) -> Due:
     """What pytest, started in a folder with these arguments, would have to run.
 
-    Raises CannotTell, and UsageError for an option with an unknown value.
+    Raises CannotTell, and UsageError for an option with an unknown value, such as an environment of no declared name.
     """
     config = Asked(folder, [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *arguments])
+    demand_declared(folder / TABLE, config.getoption("--environment"))
     grid = Grid(cast(pytest.Config, config))
     planned = {name: tolerance for file in config.files for name, tolerance in _owed(file, grid, config)}
     if not planned:

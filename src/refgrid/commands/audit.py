@@ -13,7 +13,8 @@ import click
 
 from refgrid.dataset.memory import parse_bytes
 from refgrid.environments.audit import EXIT_CODE, AuditFinding, audit_named
-from refgrid.environments.declared import EnvironmentsError, EnvironmentSpec, chosen, load_environments
+from refgrid.environments.declared import EnvironmentsError, EnvironmentSpec, declared_as, load_environments
+from refgrid.environments.imports import Imports
 from refgrid.environments.measured import gpus, measure
 
 TABLE = Path("ci/environments.toml")
@@ -33,14 +34,16 @@ def _bytes(_: click.Context, __: click.Parameter, text: str) -> int:
 @_table
 @click.option("--environment", "name", required=True, metavar="NAME", help="What this interpreter should be.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where cases would run (default: cuda if it can).")
+@click.option("--results", type=_FOLDER, default="results/local", help="Where what imports came to is kept for runs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-def audit(table: Path, name: str, device: str | None, *, as_json: bool) -> None:
+def audit(table: Path, name: str, device: str | None, results: Path, *, as_json: bool) -> None:
     """Hold this interpreter and machine against a declared environment; exit 3 if they are not that.
 
-    Run it with the environment's own interpreter. It imports no torch and needs no GPU.
+    Run it with the environment's own interpreter. It imports what is pinned, each in a process of its own, and needs no
+    GPU: a library that does says so.
     """
     environment = measure(_declared(table, name).name, device or ("cuda" if gpus() else "cpu"), ())
-    found = audit_named(table, environment)
+    found = audit_named(table, environment, Imports(results / ".digests", anew=True))
     click.echo(json.dumps([asdict(each) for each in found], indent=1) if as_json else _told(name, found))
     sys.exit(EXIT_CODE if any(each.severity == "error" for each in found) else 0)
 
@@ -88,14 +91,10 @@ def overlay(folder: Path, environment: str | None, target: Path) -> None:
 
 
 def _declared(table: Path, name: str) -> EnvironmentSpec:
-    """One environment of the table; a CUDA that names several is refused."""
     try:
-        found = chosen([name], load_environments(table))
+        return declared_as(name, load_environments(table))
     except EnvironmentsError as error:
         _fail(str(error))
-    if len(found) > 1:
-        _fail(f"{name!r} names {len(found)} environments; give one of {', '.join(spec.name for spec in found)}")
-    return found[0]
 
 
 def _told(name: str, found: list[AuditFinding]) -> str:

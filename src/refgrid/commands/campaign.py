@@ -44,7 +44,7 @@ names_option = click.option(
     multiple=True,
     callback=_parts,
     metavar="A,B",
-    help="Only these; cu128: all of it.",
+    help="Only these, on the CPU where there is no GPU; cu128: all of it.",
 )
 
 

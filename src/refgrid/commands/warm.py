@@ -14,7 +14,7 @@ from refgrid.dataset.case import Selection
 from refgrid.dataset.definition import DataSet, Definition, DefinitionError, load_dataset
 from refgrid.environments import kernel_cache
 from refgrid.environments.audit import EXIT_CODE, audit_named
-from refgrid.environments.declared import EnvironmentsError, EnvironmentSpec, chosen, load_environments
+from refgrid.environments.declared import LOCAL, EnvironmentsError, EnvironmentSpec, declared_as, load_environments
 from refgrid.environments.measured import Environment, gpus, measure
 from refgrid.environments.toolchain import ToolchainError, add_headers, choose_architectures, nvcc
 from refgrid.running.libraries import cut_short
@@ -23,8 +23,6 @@ from refgrid.warming.compiler_slots import compiler_slots, compilers_that_fit, n
 from refgrid.warming.late_compiles import Stamp, write_stamp
 from refgrid.warming.progress import display
 from refgrid.warming.warm import Built, WarmPlan, compile_modules, plan_warm
-
-LOCAL = "local"  # an environment of nobody's name
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -80,7 +78,7 @@ def _audited(table: Path, name: str, sources: Sources) -> Environment:
     environment = measure(name, "cuda" if gpus() else "cpu", sources.distributions)
     try:
         if name != LOCAL and table.exists():
-            _demand_cuda(chosen([name], load_environments(table)))
+            _demand_cuda(declared_as(name, load_environments(table)))
         errors = [each for each in audit_named(table, environment) if each.severity == "error"]
     except EnvironmentsError as error:
         _fail(str(error))
@@ -91,10 +89,10 @@ def _audited(table: Path, name: str, sources: Sources) -> Environment:
     return environment
 
 
-def _demand_cuda(specs: Sequence[EnvironmentSpec]) -> None:
+def _demand_cuda(spec: EnvironmentSpec) -> None:
     """Where there is no CUDA, nothing is to be done, which is no failure."""
-    if not any(spec.cuda for spec in specs):
-        click.echo(f"nothing to compile ahead: environment {specs[0].name} has no CUDA")
+    if not spec.cuda:
+        click.echo(f"nothing to compile ahead: environment {spec.name} has no CUDA")
         sys.exit(0)
 
 

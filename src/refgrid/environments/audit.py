@@ -1,7 +1,8 @@
 """What an environment turned out to be, held against what was asked for: before any test, on any machine.
 
-It looks at package metadata, the toolkit, the driver and the caches, with the environment's own interpreter and without
-importing torch. An error would make the whole column untrue and stops the run; a finding is recorded in its head.
+It looks at package metadata, the toolkit, the driver and the caches, with the environment's own interpreter, and
+imports what is pinned, though not in this process. An error would make the whole column untrue and stops the run; a
+finding is recorded in its head.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from refgrid.environments import kernel_cache
-from refgrid.environments.declared import EnvironmentSpec, load_environments
+from refgrid.environments.declared import LOCAL, EnvironmentSpec, declared_as, load_environments
 from refgrid.environments.driver import driver_cuda, driver_fault
+from refgrid.environments.imports import Imports, modules_of
 from refgrid.environments.measured import Environment
 
 # How a command or a run ends that is not on the environment that its name says.
@@ -50,20 +52,29 @@ class AuditFinding:
         return f"{self.severity}: {self.text}"
 
 
-def audit_named(table: Path, environment: Environment) -> list[AuditFinding]:
-    """Audit the interpreter that runs this as the declared environment of that name; nothing if none is declared.
+def audit_named(table: Path, environment: Environment, imports: Imports | None = None) -> list[AuditFinding]:
+    """Audit the interpreter that runs this as the declared environment of that name.
 
-    Raises EnvironmentsError when the table cannot be used.
+    One that claims to be none has nothing to be held against. Raises EnvironmentsError when the table cannot be used,
+    or declares no such environment.
     """
-    spec = load_environments(table).get(environment.name) if table.exists() else None
-    if spec is None:
+    declared = load_environments(table) if table.exists() else None
+    if environment.name == LOCAL:
         return []
+    if declared is None:
+        return [AuditFinding("finding", f"not audited: there is no {table.parent.name}/{table.name} to declare it")]
+    spec = declared_as(environment.name, declared)
     lock = table.parent / "locks" / spec.lock
-    return audit(spec, lock.read_text(encoding="utf-8") if lock.exists() else "", environment)
+    return audit(spec, lock.read_text(encoding="utf-8") if lock.exists() else "", environment, imports)
 
 
-def audit(spec: EnvironmentSpec, lock: str, environment: Environment) -> list[AuditFinding]:
-    """Every error and finding, errors first; `lock` is the text of the environment's lock."""
+def audit(
+    spec: EnvironmentSpec, lock: str, environment: Environment, imports: Imports | None = None
+) -> list[AuditFinding]:
+    """Every error and finding, errors first; `lock` is the text of the environment's lock.
+
+    With `imports` what is pinned is imported too, unless an error stops the run already.
+    """
     got = Installed(environment)
     checks = (
         _pins,
@@ -79,6 +90,8 @@ def audit(spec: EnvironmentSpec, lock: str, environment: Environment) -> list[Au
         _cached,
     )
     found = [each for check in checks for each in check(spec, lock, got)]
+    if imports and not any(each.severity == "error" for each in found):
+        found += _imported(spec, got, imports)
     return sorted(dict.fromkeys(found), key=lambda each: each.severity)
 
 
@@ -165,6 +178,15 @@ def _gone(distribution: Distribution) -> Iterator[str]:
         # torch has fifteen thousand files: of names, several times as fast as of Paths
         if not elsewhere and not os.path.exists(os.path.join(folder, file)):  # noqa: PTH110, PTH118
             yield file
+
+
+def _imported(spec: EnvironmentSpec, got: Installed, imports: Imports) -> Iterator[AuditFinding]:
+    """A library of the right version may still be broken."""
+    names = {canonicalize_name(Requirement(pin).name) for pin in (*spec.machine, *spec.pins)}
+    brought = {module: each for name, each in got.distributions.items() if name in names for module in modules_of(each)}
+    for module, fault in imports.faults(spec.name, sorted(brought)).items():
+        by = brought[module]
+        yield AuditFinding("finding", f"{by.metadata['Name']} {by.version}: import of {module} {fault}")
 
 
 def _torch_cuda(spec: EnvironmentSpec, _: str, got: Installed) -> Iterator[AuditFinding]:

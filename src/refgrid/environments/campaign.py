@@ -55,6 +55,8 @@ class Campaign:
 
     def _run_one(self, each: Readiness, share: float | None, say: Callable[[str], None]) -> Iterator[str]:
         limit = [] if share is None else [f"--budget={told_duration(max(1, share))}"]
+        if each.obstacle:
+            say(f"{each.spec.name}: {each.obstacle}")
         command = [*self.command, "--session", each.session, "--", *QUIET, *limit, *self.options]
         say(" ".join(["nox", *command[len(self.command) :]]))
         before = _states(self.results)
@@ -76,11 +78,11 @@ def start_and_wait(command: Sequence[str], *, outside: bool = True) -> int:
 
 
 def runnable(names: Collection[str], ready: Sequence[Readiness]) -> list[Readiness]:
-    """The environments of these names, or without names all, that can run here.
+    """The environments of these names, or without names all, that can run here: where no GPU is, by name on the CPU.
 
     Raises EnvironmentsError for an unknown name, and for one of which nothing can run here.
     """
-    can = [each for each in ready if not each.obstacle]
+    can = [each for each in ready if not each.obstacle or (names and each.on_cpu)]
     specs: Mapping[str, EnvironmentSpec] = {each.spec.name: each.spec for each in ready}
     picked: set[str] = set()
     for name in names:

@@ -37,6 +37,9 @@ CUDA_OF_TORCH: Mapping[str, str] = {
 }
 
 
+LOCAL = "local"  # the column of an interpreter that claims to be no declared environment
+
+
 class EnvironmentsError(ValueError):
     """The table of environments cannot be used: file, entry, field and reason."""
 
@@ -195,6 +198,15 @@ def chosen(names: Iterable[str], declared: Mapping[str, EnvironmentSpec]) -> lis
         legal = ", ".join([*declared, *sorted(groups - set(declared))])
         raise EnvironmentsError(f"no environment is called {', '.join(map(repr, unknown))}; legal values: {legal}")
     return [spec for spec in declared.values() if spec.name in wanted or spec.group in wanted]
+
+
+def declared_as(name: str, declared: Mapping[str, EnvironmentSpec]) -> EnvironmentSpec:
+    """The environment of exactly this name; raises EnvironmentsError for any other, with those that are declared."""
+    if name in declared:
+        return declared[name]
+    if of_cuda := [spec.name for spec in declared.values() if spec.group == name]:
+        raise EnvironmentsError(f"{name!r} is a CUDA and no environment; give one of {', '.join(of_cuda)}")
+    raise EnvironmentsError(f"no environment is called {name!r}; legal values: {', '.join(declared)}")
 
 
 def resolvers_words(file: Path) -> str:

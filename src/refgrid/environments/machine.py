@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from refgrid.environments.audit import same_version
 from refgrid.environments.declared import EnvironmentSpec, load_environments, resolvers_words
 from refgrid.environments.driver import driver_cuda, driver_fault
 from refgrid.environments.measured import driver, gpus
+from refgrid.overlays.overlay import MANIFEST, OverlayError, Wheelhouse
 
 _PROBE = """
 import importlib.metadata, json, platform
@@ -39,11 +40,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Readiness:
-    """One environment on one machine: `obstacle` says why it cannot run there and is empty where it can."""
+    """One environment on one machine: `obstacle` says why it cannot run there and is empty where it can.
+
+    `on_cpu`: a GPU is all that is missing, so who asks for it by name has it run on the CPU.
+    """
 
     spec: EnvironmentSpec
     obstacle: str
     recorded: str | None
+    on_cpu: bool = False
 
     @property
     def session(self) -> str:
@@ -71,7 +76,7 @@ def readiness(table: Path, results: Path, machine: Machine) -> list[Readiness]:
     recorded = dict(_recorded(results))
     locks = table.parent / "locks"
     return [
-        Readiness(spec, obstacle(spec, machine, locks), recorded.get(name))
+        Readiness(spec, obstacle(spec, machine, locks), recorded.get(name), _on_cpu(spec, machine, locks))
         for name, spec in load_environments(table).items()
     ]
 
@@ -91,10 +96,18 @@ def obstacle(spec: EnvironmentSpec, machine: Machine, locks: Path) -> str:
     words = locks / spec.unresolvable
     if words.exists():
         return f"unresolvable: {resolvers_words(words)}"
+    lacking = _missing_beneath(spec, machine) or _not_carried(spec, locks.parents[1])
     if spec.cuda and not machine.gpus:
-        return "this machine shows no NVIDIA GPU"
+        rest = f", and {lacking}" if lacking else f"; on the CPU: nox -s tests-{spec.name}"
+        return f"this machine shows no NVIDIA GPU{rest}"
     fault = driver_fault(spec.cuda, machine.driver, machine.driver_cuda) if spec.cuda else ""
-    return fault or _missing_beneath(spec, machine)
+    return fault or lacking
+
+
+def _on_cpu(spec: EnvironmentSpec, machine: Machine, locks: Path) -> bool:
+    """Whether a GPU is all that is missing."""
+    shown = replace(machine, gpus=("any",), driver=None)
+    return bool(spec.cuda) and not machine.gpus and not obstacle(spec, shown, locks)
 
 
 def environment_of(file: Path) -> tuple[str, str] | None:
@@ -123,6 +136,20 @@ def _missing_beneath(spec: EnvironmentSpec, machine: Machine) -> str:
         asked.append((name, version, found.get(name.lower().replace("_", "-"), "none")))
     faults = [f"{name} {there} but should have {wanted}" for name, wanted, there in asked if not _same(wanted, there)]
     return f"{machine.interpreter or 'no python3 here'} has {' and '.join(faults)}" if faults else ""
+
+
+def _not_carried(spec: EnvironmentSpec, root: Path) -> str:
+    """An overlay is laid of a wheelhouse, which a session looks for in the same place."""
+    if spec.kind != "overlay":
+        return ""
+    folder = root / os.environ.get("REFGRID_WHEELHOUSE", "wheelhouse")
+    if not (folder / MANIFEST).exists():
+        return f"{folder}: no wheelhouse is here; where there is an index: nox -s wheelhouse -- {spec.name}"
+    try:
+        Wheelhouse(folder).environment(spec.name)
+    except OverlayError as error:
+        return str(error)
+    return ""
 
 
 def _same(wanted: str, there: str) -> bool:

@@ -3,11 +3,12 @@
 The standard library alone is enough: a wheelhouse carries this very file, for a machine that has a Python and no index.
 
     python3 overlay.py have > have.json                             what is here, for `nox -s wheelhouse -- --have`
-    python3 overlay.py check                                        is the wheelhouse whole?
+    python3 overlay.py check                                        is the wheelhouse whole, and for this machine?
     python3 overlay.py lay --environment NAME --target SITE         lay its wheels into the folder SITE
     python3 overlay.py run --target SITE -- python3 -m pytest ...   run a command with it; or: . SITE/env.sh
 
-Nothing is laid before every part and every wheel has been held against the manifest. The machine's torch stays.
+Nothing is laid before every part and every wheel has been held against the manifest, and all that the environment's
+lock demands is carried or installed here. The machine's torch stays.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST, VARIABLES, WHOLE = "manifest.json", "environment.json", "laid-from.txt"
+FORMAT = 2  # of the manifest: 1 did not say what an environment demands
 _PTH = """
 import json, site, sys
 before = set(sys.path)
@@ -72,6 +74,9 @@ class Wheelhouse:
             self.wheels: dict[str, Any] = {wheel["file"]: wheel for wheel in self.manifest["wheels"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OverlayError(f"{folder / MANIFEST}: is no manifest of a wheelhouse: {error!r}") from error
+        if (found := self.manifest.get("format")) != FORMAT:
+            told = f"{folder / MANIFEST}: format {found} should be {FORMAT}; collect the wheels anew: nox -s wheelhouse"
+            raise OverlayError(told)
 
     def environment(self, name: str | None) -> tuple[str, Any]:
         """One environment that was packed; the only one if none is named."""
@@ -118,7 +123,8 @@ def check(wheelhouse: Wheelhouse, name: str | None) -> str:
     """The environment's name if all it needs is whole and fits this machine; raises OverlayError with every fault."""
     name, packed = wheelhouse.environment(name)
     unknown = [f"{wheel}: is not in the manifest" for wheel in packed["wheels"] if wheel not in wheelhouse.wheels]
-    faults = unknown or [*_torch(wheelhouse, packed), *wheelhouse.faults(packed["wheels"])]
+    machine = [*_other_machine(packed), *([] if unknown else _missing(wheelhouse, packed))]
+    faults = [*machine, *(unknown or [*_torch(wheelhouse, packed), *wheelhouse.faults(packed["wheels"])])]
     if faults:
         raise OverlayError("\n".join(faults))
     return name
@@ -216,8 +222,25 @@ def _other_machine(packed: Any) -> Iterator[str]:
     for pin in packed["machine"]:
         name, _, asked = pin.partition("==")
         there = found.get(_canonical(name), "none")
-        if there.partition("+")[0] != asked.partition("+")[0]:
+        if _release(there) != _release(asked):
             yield f"{name} {there} is installed here, but the wheels are for {asked}"
+
+
+def _missing(wheelhouse: Wheelhouse, packed: Any) -> Iterator[str]:
+    """What the lock demands and nobody brings: a wheel that was left out, or wheels for a machine that has more."""
+    here = {_canonical(each["name"]): each["version"] for each in have()}
+    wheels = (wheelhouse.wheels[wheel] for wheel in packed["wheels"])
+    there = {**here, **{_canonical(wheel["name"]): wheel["version"] for wheel in wheels}}
+    for pin in packed["demands"]:
+        name, _, asked = pin.partition("==")
+        if _release(there.get(_canonical(name), "none")) != _release(asked):
+            installed = here.get(_canonical(name), "no release of it")
+            yield f"{pin} is demanded, but no wheel of it is carried, and installed here is {installed}"
+
+
+def _release(version: str) -> list[str]:
+    """For comparison: some metadata say 2024.07.04 or 1.0.rc1 for 2024.7.4 and 1.0rc1; a build label is left out."""
+    return [part.lstrip("0") or "0" for part in re.findall(r"\d+|[a-z]+", version.lower().partition("+")[0])]
 
 
 def _own_folder(target: Path) -> Iterator[str]:
@@ -319,11 +342,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return subprocess.run(asked.words, env={**os.environ, **own}, check=False).returncode
         else:
             wheelhouse = Wheelhouse(asked.wheelhouse)
-            name, _ = wheelhouse.environment(asked.environment)
             if asked.command == "lay":
+                name, _ = wheelhouse.environment(asked.environment)
                 print(f"{name}: {lay(wheelhouse, name, asked.target)}")  # noqa: T201
             else:
-                print(f"{check(wheelhouse, name)}: whole")  # noqa: T201
+                print(f"{check(wheelhouse, asked.environment)}: whole, and for this machine")  # noqa: T201
     except OverlayError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)  # noqa: T201
         return 3

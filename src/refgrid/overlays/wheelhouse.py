@@ -38,13 +38,17 @@ class WheelhouseError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cargo:
-    """What one environment needs: its wheels as files, and what overlay must find on the machine."""
+    """What one environment needs: its wheels as files, and what overlay must find on the machine.
+
+    `demands` are all of its pins, name==version, whether a wheel is carried for them or the machine has them.
+    """
 
     name: str
     python: str
     machine: tuple[str, ...]
     omit: tuple[str, ...]
     wheels: tuple[Path, ...]
+    demands: tuple[str, ...]
 
 
 @dataclass
@@ -84,13 +88,14 @@ def build(cargos: Sequence[Cargo], output: Path, part_size: int, say: Say = lamb
             packed.append(each)
             say(f"packed {number} of {len(wheels)}: {each.file}, {_mb(each.size)} as {_mb(len(each.data))}")
     parts = _parts(packed, part_size)
-    manifest = {"format": 1, "environments": dict(map(_described, cargos))}
+    manifest = {"format": overlay.FORMAT, "environments": dict(map(_described, cargos))}
     return _write({**manifest, "wheels": [each.described() for each in packed]}, parts, output, say)
 
 
 def _described(cargo: Cargo) -> tuple[str, dict[str, Any]]:
     wheels = [wheel.name for wheel in cargo.wheels]
-    return cargo.name, {"python": cargo.python, "machine": list(cargo.machine), "wheels": wheels}
+    asked = {"python": cargo.python, "machine": list(cargo.machine), "demands": list(cargo.demands)}
+    return cargo.name, {**asked, "wheels": wheels}
 
 
 def _refuse_torch(cargos: Sequence[Cargo]) -> None:

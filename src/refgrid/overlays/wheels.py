@@ -85,7 +85,8 @@ class Source:
         pins = {**_instrument(spec, self._root, there, pins), **pins}
         lacking = [line for line in pins.values() if not _has(there, line)]
         wheels = (*self._own, *self._fetch(spec, lacking))
-        return Cargo(spec.name, lowest_python(spec), spec.machine, spec.omit, wheels)
+        demands = tuple("==".join(_pin(line)) for line in pins.values())
+        return Cargo(spec.name, lowest_python(spec), spec.machine, spec.omit, wheels, demands)
 
     def _fetch(self, spec: EnvironmentSpec, lacking: Sequence[str]) -> Iterator[Path]:
         """Each pin for itself, so that one that cannot be had is named."""
@@ -167,9 +168,14 @@ def _target(spec: EnvironmentSpec) -> dict[str, str]:
 
 
 def _has(there: Have, line: str) -> bool:
+    name, version = _pin(line)
+    return name in there and same_version(version, there[name])
+
+
+def _pin(line: str) -> tuple[str, str]:
+    """Name and version of a line of a lock."""
     name, _, version = line.partition("--hash")[0].strip().partition("==")
-    name = canonicalize_name(name.partition("[")[0])
-    return name in there and same_version(version.strip(), there[name])
+    return canonicalize_name(name.partition("[")[0]), version.strip()
 
 
 def _instrument(spec: EnvironmentSpec, root: Path, there: Have, pins: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,8 @@ from refgrid.caching.settled import Settled, is_green
 from refgrid.dataset.case import Case
 from refgrid.environments import kernel_cache
 from refgrid.environments.audit import EXIT_CODE, audit_named
-from refgrid.environments.declared import EnvironmentsError
+from refgrid.environments.declared import LOCAL, EnvironmentsError, declared_as, load_environments
+from refgrid.environments.imports import Imports
 from refgrid.environments.measured import Environment
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import INTERRUPTED, Header, Outcome, RecordError, Verdict, now
@@ -56,12 +57,13 @@ class Recorder:
         """What would make the whole column untrue ends the run here, before a worker starts."""
         self._session = session
         self._compiled = CompiledModules(kernel_cache.flashinfer_base(), kernel_cache.tvm_ffi_folder())
-        option = self._config.getoption
+        option, table = self._config.getoption, self._config.rootpath / "ci" / "environments.toml"
+        demand_declared(table, option("--environment"))
         if option("--no-audit"):
             self._findings = ("not audited: --no-audit",)
         if option("collectonly") or option("--no-audit"):
             return
-        self._findings = audited(self._config.rootpath / "ci" / "environments.toml", self._settled.environment)
+        self._findings = audited(table, self._settled.environment, Imports(self._grid.results / ".digests"))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -215,10 +217,19 @@ def _slug(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text).lower()
 
 
-def audited(table: Path, environment: Environment) -> tuple[str, ...]:
+def demand_declared(table: Path, name: str) -> None:
+    """Raises UsageError for a column that the table, where there is one, does not declare: nobody would audit it."""
+    try:
+        if name != LOCAL and table.exists():
+            declared_as(name, load_environments(table))
+    except EnvironmentsError as error:
+        raise pytest.UsageError(f"--environment (or REFGRID_ENVIRONMENT): {error}, {LOCAL}") from error
+
+
+def audited(table: Path, environment: Environment, imports: Imports) -> tuple[str, ...]:
     """The findings of the audit; ends the run, with status 3, where this is not the environment that its name says."""
     try:
-        found = audit_named(table, environment)
+        found = audit_named(table, environment, imports)
     except EnvironmentsError as error:
         raise pytest.UsageError(str(error)) from error
     errors = [each.text for each in found if each.severity == "error"]

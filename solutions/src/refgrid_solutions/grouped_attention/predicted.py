@@ -14,8 +14,8 @@ What 38 shapes on an H200 say of that (results/grouped, as graphs; backward is b
 - Splits, as graphs, 15 rounds: 1, 2 and 4 parts in eleven shapes of 4K and 8K tokens or small groups. Of those only
   rank 0 of eight at 4K is faster in parts (2: 1.12 times as fast as 1, and as 4); one key head of rank 7 at 4K in 9:
   1.64 times. Everywhere else parts take 12 to 15 % longer, as predicted.
-- Not measured: COPIES where CALLS are predicted, CALLS alone where COPIES are, the bandwidth, a launch, and the limit of
-  memory.
+- Not measured: COPIES where CALLS are predicted, CALLS alone where COPIES are, the bandwidth, a launch, and what fits
+  into the memory.
 """
 
 from __future__ import annotations
