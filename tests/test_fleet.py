@@ -82,6 +82,21 @@ def test_records_of_runs_that_cannot_be_read_leave_the_order_to_the_sizes(
     assert "planned 6 = accounted 6" in done.stdout
 
 
+def test_a_gpu_that_nobody_uses_any_more_is_noticed(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(tmp_path, double, write_definition)
+    planned: dict[str, Any] = {"__file__": str(tmp_path / "planted.py")}
+    exec((tmp_path / "planted.py").read_text(), planned)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "FAKE-0")
+
+    for seconds in (0, 300):  # who comes next does not wait once more
+        with pytest.raises(TimeoutError, match=r"not all came: \{\('FAKE-0', "):
+            planned["meet"](2, seconds=seconds)
+
+    assert fleet.met == {"FAKE-0"}
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1.5"])
 def test_slots_are_counted_from_one(double: dict[str, Any], write_definition: Any, tmp_path: Path, count: str) -> None:
     fleet = Fleet(tmp_path, double, write_definition)
