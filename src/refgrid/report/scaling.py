@@ -25,8 +25,8 @@ class TimingError(ValueError):
 class Timing:
     """One run. `seconds` is the whole command's wall time, `start` how much of it passed before the cases were known.
 
-    `seconds_are` says so where it is another time. `worker_seconds` are those of all workers together, by what records say that they were spent on; `beside` is what
-    else the machine was busy with. What is None nobody has told.
+    `seconds_are` says so where it is another time. `worker_seconds` are those of all workers together, by what records
+    say that they were spent on; `beside` is what else the machine was busy with. What is None nobody has told.
     """
 
     gpus: int
