@@ -35,7 +35,7 @@ def used(x, seconds=0.02):
 
 def meet(devices, processes=1, seconds=300):
     """Wait until so many devices, each with so many processes, have come here; after one wait in vain, not again."""
-    _append({"met": device(), "pid": os.getpid()})
+    _append({"met": device(), "pid": os.getpid(), "at": time.time()})
     ends = time.monotonic() + seconds
     while True:
         with open(LOG) as log:
@@ -130,10 +130,15 @@ class Fleet(Project):
         return [Use(**note) for note in notes if "device" in note]
 
     @property
-    def met(self) -> set[str]:
-        """Devices whose workers came to a meeting."""
-        notes = map(json.loads, (self.root / "used.log").read_text().splitlines())
-        return {note["met"] for note in notes if "met" in note}
+    def met(self) -> dict[str, float]:
+        """When a worker came to a meeting for the first time, by device."""
+        notes = [json.loads(line) for line in (self.root / "used.log").read_text().splitlines()]
+        return {note["met"]: note["at"] for note in reversed(notes) if "met" in note}
+
+    @property
+    def struck(self) -> list[float]:
+        """When that happened which happens once."""
+        return [file.stat().st_mtime for file in self.root.glob("*.once")]
 
     @property
     def left_behind(self) -> list[Path]:

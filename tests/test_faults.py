@@ -168,7 +168,9 @@ def test_each_gpu_is_used_after_all_faults_too_and_none_by_two_at_once(done: Don
     assert overlapping(done.fleet.uses) == []
     # By outcomes: a guilty case may be all that a GPU had before the others were done, and it leaves no use.
     assert {outcome.device for outcome in done.outcomes.values()} == {"fake GPU FAKE-0", "fake GPU FAKE-1"}
-    assert done.fleet.met == {"FAKE-0", "FAKE-1"}, "a GPU that lost its worker stayed idle"
+    assert set(done.fleet.met) == {"FAKE-0", "FAKE-1"}, "a GPU that lost its worker stayed idle"
+    assert len(done.fleet.struck) == len(FAULTS)
+    assert max(done.fleet.struck) <= max(done.fleet.met.values())
 
 
 def test_no_journal_is_left_behind(done: Done) -> None:

@@ -107,4 +107,6 @@ def test_each_gpu_was_used_under_its_uuid_after_all_faults_too(gpus: Gpus, outco
     assert overlapping(gpus.uses) == []
     assert {use.device for use in gpus.uses} == set(devices)
     assert {outcome.device for outcome in outcomes.values()} == set(devices.values())
-    assert gpus.met == set(devices), "a GPU that lost its worker stayed idle"
+    assert set(gpus.met) == set(devices), "a GPU that lost its worker stayed idle"
+    assert len(gpus.struck) == len(FAULTS)
+    assert max(gpus.struck) <= max(gpus.met.values())
