@@ -33,16 +33,19 @@ def used(x, seconds=0.02):
     _append(note)
     return x * 2
 
-def meet(devices, processes=1):
-    """Wait until so many devices, each with so many processes, have come here."""
-    _append({"met": device(), "pid": os.getpid()})
-    ends = time.monotonic() + 120
-    while time.monotonic() < ends:
-        came = {(note["met"], note["pid"]) for note in map(json.loads, open(LOG)) if "met" in note}
+def meet(devices, processes=1, seconds=300):
+    """Wait until so many devices, each with so many processes, have come here; after one wait in vain, not again."""
+    _append({"met": device(), "pid": os.getpid(), "at": time.time()})
+    ends = time.monotonic() + seconds
+    while True:
+        with open(LOG) as log:
+            came = {(note["met"], note["pid"]) for note in map(json.loads, log) if "met" in note}
         if len({name for name, _ in came}) >= devices and len(came) >= devices * processes:
             return
+        if time.monotonic() > ends or os.path.exists(os.path.join(FOLDER, "in-vain.once")):
+            once("in-vain")
+            raise TimeoutError(f"not all came: {came}")
         time.sleep(0.05)
-    raise TimeoutError(f"not all came: {came}")
 
 def once(name):
     """True the first time on this data set, whichever process asks."""
@@ -57,6 +60,15 @@ def _append(note):
     os.write(file, (json.dumps(note) + "\\n").encode())
     os.close(file)
 '''
+
+# No cases: they come last, and no limit of time ends them. Of so many a worker cannot hold all while it waits in one.
+MEETING = """
+import planted, pytest
+
+@pytest.mark.parametrize("turn", range({turns}))
+def test_every_gpu_is_still_in_use(turn):
+    planted.meet({gpus})
+"""
 
 
 class Use(NamedTuple):
@@ -87,6 +99,10 @@ class Fleet(Project):
     def variables(self) -> dict[str, str]:
         return {**super().variables, **self.settings}
 
+    def meet_at_last(self, gpus: int) -> None:
+        """Let a run go on until a worker of each GPU has come, after all cases were handed out."""
+        (self.root / "test_meeting.py").write_text(MEETING.format(turns=8 * gpus, gpus=gpus))
+
     @contextmanager
     def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         """A run in a group of its own, to be looked at while it goes on; it ends with the block."""
@@ -112,6 +128,17 @@ class Fleet(Project):
         """Every call of a reference that has ended."""
         notes = map(json.loads, (self.root / "used.log").read_text().splitlines())
         return [Use(**note) for note in notes if "device" in note]
+
+    @property
+    def met(self) -> dict[str, float]:
+        """When a worker came to a meeting for the first time, by device."""
+        notes = [json.loads(line) for line in (self.root / "used.log").read_text().splitlines()]
+        return {note["met"]: note["at"] for note in reversed(notes) if "met" in note}
+
+    @property
+    def struck(self) -> list[float]:
+        """When that happened which happens once."""
+        return [file.stat().st_mtime for file in self.root.glob("*.once")]
 
     @property
     def left_behind(self) -> list[Path]:

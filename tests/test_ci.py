@@ -13,7 +13,17 @@ from click.testing import CliRunner
 
 from refgrid.cli import main
 from refgrid.dataset.case import Case
-from refgrid.environments.ci import HOSTED, SELF_HOSTED, PlanError, labels, merge, plan_jobs, planned_devices, to_matrix
+from refgrid.environments.ci import (
+    HOSTED,
+    SELF_HOSTED,
+    PlanError,
+    labels,
+    merge,
+    overlays,
+    plan_jobs,
+    planned_devices,
+    to_matrix,
+)
 from refgrid.environments.declared import EnvironmentSpec
 from refgrid.environments.measured import Environment
 from refgrid.records.ledger import Ledger
@@ -57,6 +67,8 @@ def test_each_environment_becomes_one_job_and_other_sessions_none() -> None:
         ("over", "tests-over", "cuda"),
     ]
     assert json.loads(to_matrix(jobs))["include"][1]["runs-on"] == [*SELF_HOSTED, "cu130"]
+    assert [job["overlay"] for job in json.loads(to_matrix(jobs))["include"]] == [False, False, True]
+    assert overlays(jobs) == "over"
     assert planned_devices(to_matrix(jobs)) == {"cpu": "cpu", "cu130-a": "cuda", "over": "cuda"}
 
 
@@ -180,12 +192,14 @@ def test_unreadable_records_are_named(tmp_path: Path, upload: Upload) -> None:
 
 def test_the_command_plans_this_projects_own_sessions(tmp_path: Path) -> None:
     output = tmp_path / "output"
-    done = CliRunner().invoke(
-        main, ["ci", "plan", "--environments", "cpu", "--github-output", str(output), "-"], input=EVERY
-    )
+    listing = listed("tests-cpu", "tests-cu130-overlay", "tests-cu130-overlay-0.5.3")
+    asked = ["ci", "plan", "--environments", "cpu,cu130-overlay,cu130-overlay-0.5.3", "--github-output", str(output)]
+    done = CliRunner().invoke(main, [*asked, "-"], input=listing)
 
     assert done.exit_code == 0, done.output
-    assert planned_devices(output.read_text().removeprefix("plan=")) == {"cpu": "cpu"}
+    told = dict(line.split("=", 1) for line in output.read_text().splitlines())
+    assert planned_devices(told["plan"]) == {"cpu": "cpu", "cu130-overlay": "cuda", "cu130-overlay-0.5.3": "cuda"}
+    assert told["overlays"].split() == ["cu130-overlay-0.5.3", "cu130-overlay"]
 
 
 def test_the_command_refuses_an_environment_that_does_not_exist() -> None:

@@ -111,13 +111,27 @@ def test_a_case_that_was_not_run_says_nothing(silent: Verdict | None) -> None:
     )
 
 
-def test_machines_of_another_kind_are_not_compared() -> None:
+@pytest.mark.parametrize("beside", [None, "NVIDIA H200"])
+def test_machines_of_another_kind_are_not_compared(beside: str | None) -> None:
+    """Neither is a CPU, whatever GPU its machine has beside it: the matrix of an H200 has a column of its CPU, too."""
     (of,) = cases(1)
 
     assert not found(
-        run({of: Verdict.MATCH}, environment=CPU, name="a"),
+        run({of: Verdict.MATCH}, environment=replace(CPU, gpu=beside), name="a"),
         run({of: Verdict.MISMATCH}, environment=H200, name="b"),
     )
+
+
+def test_the_cpus_of_two_machines_are_compared_whatever_gpu_is_beside_them() -> None:
+    (of,) = cases(1)
+
+    (line,) = found(
+        run({of: Verdict.MATCH}, environment=replace(CPU, gpu="NVIDIA H200"), name="a"),
+        run({of: Verdict.MISMATCH}, environment=replace(CPU, name="other"), name="b"),
+    )
+
+    assert line.machine == "CPU"
+    assert replace(CPU, gpu="NVIDIA H200").title == CPU.title
 
 
 def test_cached_is_the_match_that_it_is() -> None:

@@ -42,7 +42,7 @@ FAULTS = [
         "hang",
         ("not done within 40s (--case-timeout), then in run at <reference of endless_n4>:",),
     ),
-    Fault("too_large", "raise MemoryError('4 GiB')", "oom", ("4 GiB",)),
+    Fault("too_large", "return torch.empty(10**14)", "oom", ("can't allocate memory: you tried to allocate",)),
     Fault(
         "poison",
         "open(f'{planted.FOLDER}/poisoned-{os.getpid()}', 'w').close(); raise RuntimeError('CUDA error: seen late')",
@@ -80,7 +80,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, pristine_double: dict[str, An
     for fault in FAULTS:
         body = f"import planted\nif planted.once('{fault.name}'): {fault.strike}\nreturn planted.used(x)"
         fleet.reference(body, 1, 2, name=f"{fault.name}_n4")
-    libraries = {"cut": _library(root, "cut", 1000), "empty": _library(root, "empty", 0)}
+    fleet.meet_at_last(2)
+    libraries = {"cut": _library(root, "cut", 1000), "empty": _library(root, "empty", 0), "flipped": _flipped(root)}
     for name in libraries:
         fleet.reference("import planted\nreturn planted.used(x)", 1, name=f"{name}_n4")
     loading = {name: f"import ctypes; ctypes.CDLL({str(path)!r})\n{TRUTH}" for name, path in libraries.items()}
@@ -90,14 +91,23 @@ def done(tmp_path_factory: pytest.TempPathFactory, pristine_double: dict[str, An
     return Done(fleet, process, dict(fleet.records().outcomes))
 
 
-def _library(root: Path, name: str, size: int) -> Path:
-    """The first bytes of a library, which is what a compiler leaves that was killed while it wrote."""
+def _library(root: Path, name: str, size: int | None) -> Path:
+    """The first bytes of a library, which is what a compiler leaves that was killed while it wrote; None: all of it."""
     found = importlib.util.find_spec("pydantic_core._pydantic_core")
     assert found
     assert found.origin
     path = root / "kernels" / "cached_ops" / f"{name}.so"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(Path(found.origin).read_bytes()[:size])
+    return path
+
+
+def _flipped(root: Path) -> Path:
+    """A whole library, one of whose bytes says that it is of 32 bits."""
+    path = _library(root, "flipped", None)
+    text = bytearray(path.read_bytes())
+    text[4] ^= 3
+    path.write_bytes(text)
     return path
 
 
@@ -128,6 +138,7 @@ def test_every_other_case_has_its_own_true_result(done: Done) -> None:
     [
         pytest.param("cut", "crash", "killed by SIGBUS in __init__ at", id="that kills whoever loads it"),
         pytest.param("empty", "error", "OSError: ", id="that the loader refuses"),
+        pytest.param("flipped", "error", "wrong ELF class: ELFCLASS32", id="one byte of which is wrong"),
     ],
 )
 def test_a_corrupt_library_is_named_by_the_cases_that_need_it(done: Done, name: str, verdict: str, told: str) -> None:
@@ -143,20 +154,23 @@ def test_a_corrupt_library_is_named_by_the_cases_that_need_it(done: Done, name: 
 
 
 def test_planned_is_accounted_and_nobody_is_blamed_twice(done: Done) -> None:
-    planned = 12 * len(FAULTS) + 2 * 6
+    planned = 12 * len(FAULTS) + 3 * 6
     run = done.fleet.records()
 
     assert run.finished
     assert len(run.header.planned) == len(run.outcomes) == planned
     assert f"planned {planned} = accounted {planned}" in done.process.stdout
-    assert f"{len(FAULTS) + 4} failed" in done.process.stdout
+    assert f"{len(FAULTS) + 6} failed" in done.process.stdout
     assert done.process.returncode == pytest.ExitCode.TESTS_FAILED
 
 
-def test_each_gpu_is_used_and_none_by_two_at_once(done: Done) -> None:
+def test_each_gpu_is_used_after_all_faults_too_and_none_by_two_at_once(done: Done) -> None:
     assert overlapping(done.fleet.uses) == []
     # By outcomes: a guilty case may be all that a GPU had before the others were done, and it leaves no use.
     assert {outcome.device for outcome in done.outcomes.values()} == {"fake GPU FAKE-0", "fake GPU FAKE-1"}
+    assert set(done.fleet.met) == {"FAKE-0", "FAKE-1"}, "a GPU that lost its worker stayed idle"
+    assert len(done.fleet.struck) == len(FAULTS)
+    assert max(done.fleet.struck) <= max(done.fleet.met.values())
 
 
 def test_no_journal_is_left_behind(done: Done) -> None:

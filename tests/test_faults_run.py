@@ -178,6 +178,37 @@ if x.shape[0] == 2:
     assert told == {first: {"match", "missing"}, "b2": {"not-run"}, last: {"not-run"}}
 
 
+FULL = """import os, pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report):
+    if "-b2-" in report.nodeid and "PYTEST_XDIST_WORKER" not in os.environ:
+        opened = {os.path.realpath(f"/proc/self/fd/{number}"): int(number) for number in os.listdir("/proc/self/fd")}
+        for name, number in opened.items():
+            if name.endswith(".jsonl"):
+                os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+@pytest.mark.parametrize("workers", [("-n", "1"), ()], ids=["worker", "alone"])
+def test_a_disk_without_space_ends_the_run_and_says_so(fleet: Fleet, workers: tuple[str, ...]) -> None:
+    """Before the first outcome of the second workload reaches its file, that becomes one on which nothing has room."""
+    (fleet.root / "conftest.py").write_text(FULL)
+
+    done = fleet.run(*workers, *(CRASH_SAFE if workers else ()))
+
+    run = fleet.records()
+    told: dict[str, set[str]] = defaultdict(set)
+    for outcome in run.accounted():
+        told[outcome.case.workload].add(outcome.verdict.value)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
+    assert "a record cannot be written: No space left on device" in done.stdout
+    assert not run.finished
+    first, last = ("b3", "b1") if workers else ("b1", "b3")
+    assert told == {first: {"match", "missing"}, "b2": {"not-run"}, last: {"not-run"}}
+
+
 def test_a_lone_process_that_hangs_says_where_to_whoever_looks_on(fleet: Fleet) -> None:
     fleet.reference("while x.shape[0] == 2: time.sleep(0.01)\nreturn x * 2", 1, 2, 3)
 

@@ -7,7 +7,8 @@ import weakref
 
 import pytest
 
-from refgrid.proving.finding import forget_locals
+from refgrid.proving.finding import forget_locals, judge
+from refgrid.records.record import Verdict
 
 
 class Large:
@@ -25,6 +26,17 @@ def raising(held: list[weakref.ref[Large]]) -> None:
 
 def deeper(large: Large) -> None:
     raise KeyError(repr(large))
+
+
+def test_memory_that_python_does_not_get_is_out_of_memory() -> None:
+    with pytest.raises(MemoryError) as raised:  # torch's own allocators are refused in test_faults.py and on a GPU
+        bytearray(2**62)
+
+    assert judge(raised.value)[0] is Verdict.OOM
+
+
+def test_another_error_of_the_same_kind_is_not_out_of_memory() -> None:
+    assert judge(RuntimeError("the size of tensor a must match"))[0] is Verdict.ERROR
 
 
 @pytest.mark.parametrize("forgotten", [True, False])

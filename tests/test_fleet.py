@@ -29,6 +29,26 @@ def test_each_of_four_gpus_is_used_and_none_by_two_at_once(
     assert devices == {f"fake GPU FAKE-{i}" for i in range(4)}
 
 
+@pytest.mark.parametrize(
+    ("gpus", "slots", "workers"),
+    [
+        pytest.param("16", (), 16, id="all"),
+        pytest.param("16", ("--workers-per-gpu", "2"), 32, id="two on each"),
+        pytest.param(",".join(f"A-{number}:1GiB" for number in range(15)), (), 15, id="named"),
+    ],
+)
+def test_auto_is_a_worker_for_each_of_up_to_sixteen_gpus(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path, gpus: str, slots: tuple[str, ...], workers: int
+) -> None:
+    fleet = Fleet(tmp_path, double, write_definition, gpus)
+    stop = "def pytest_xdist_setupnodes(config, specs):\n    pytest.exit(f'{len(specs)} would start', 0)\n"
+    (fleet.root / "conftest.py").write_text(f"import pytest\n\n{stop}")
+
+    done = fleet.run("-n", "auto", *slots, *CRASH_SAFE)
+
+    assert f"{workers} would start" in done.stdout
+
+
 def test_a_case_that_needs_more_than_a_share_runs_alone_on_its_gpu(
     double: dict[str, Any], write_definition: Any, tmp_path: Path
 ) -> None:
@@ -80,6 +100,21 @@ def test_records_of_runs_that_cannot_be_read_leave_the_order_to_the_sizes(
     assert "earlier durations are not used: " in done.stdout
     assert "old.jsonl" in done.stdout
     assert "planned 6 = accounted 6" in done.stdout
+
+
+def test_a_gpu_that_nobody_uses_any_more_is_noticed(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(tmp_path, double, write_definition)
+    planned: dict[str, Any] = {"__file__": str(tmp_path / "planted.py")}
+    exec((tmp_path / "planted.py").read_text(), planned)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "FAKE-0")
+
+    for seconds in (0, 300):  # who comes next does not wait once more
+        with pytest.raises(TimeoutError, match=r"not all came: \{\('FAKE-0', "):
+            planned["meet"](2, seconds=seconds)
+
+    assert set(fleet.met) == {"FAKE-0"}
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1.5"])

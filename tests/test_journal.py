@@ -130,6 +130,7 @@ def test_libraries_that_are_cut_short_are_found_in_every_cache(tmp_path: Path) -
         "head": whole[:40],
         "empty": b"",
         "text": b"x" * 99,
+        "damaged": whole[:-99] + bytes([whole[-99] ^ 1]) + whole[-98:],  # whose length says nothing
     }.items():
         folder = tmp_path / {"cut": "triton", "head": "tvm-ffi"}.get(name, "flashinfer") / "deep"
         folder.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,18 @@ class TestSlots:
 
         assert sorted(found) == ["FAKE-0", "FAKE-0", "FAKE-1", "FAKE-1", "none", "none"]
 
+    def test_sixteen_processes_at_once_take_sixteen_devices_and_one_more_takes_none(
+        self, tmp_path: Path, another: Start
+    ) -> None:
+        sixteen = [Device(f"FAKE-{number}", "fake GPU", 2**34) for number in range(16)]
+        uuids = [device.uuid for device in sixteen]
+        with ThreadPoolExecutor(17) as pool:
+            found = list(pool.map(lambda _: got(another(1, *uuids)), range(17)))
+
+        assert sorted(found) == sorted([*uuids, "none"])
+        assert take(tmp_path, devices=sixteen) is None
+        assert {uuid: len(held) for uuid, held in holders(sixteen, tmp_path).items()} == dict.fromkeys(uuids, 1)
+
 
 class TestBinding:
     def test_a_bound_process_sees_its_device_alone_until_it_releases_it(

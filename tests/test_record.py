@@ -334,6 +334,21 @@ except RecordError as error:
     assert list(tmp_path.iterdir()) == []  # the probe is gone, and no empty run is left to be read
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_disk_without_space_is_an_error_of_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").symlink_to("/dev/full")
+    body = """
+try:
+    Ledger(folder / "run.jsonl", header())
+except RecordError as error:
+    print(error)
+"""
+
+    assert run_program(tmp_path, body) == (
+        f"{tmp_path / 'run.jsonl'}: a record cannot be written: No space left on device\n"
+    )
+
+
 @posix_only
 def test_a_disk_that_fills_up_on_the_way_is_an_error_and_what_was_written_stays(tmp_path: Path) -> None:
     body = """

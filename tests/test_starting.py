@@ -28,13 +28,14 @@ class Group:
         return f"gateway of {spec.id}"
 
 
-def test_all_start_together_and_each_is_handed_out_by_its_name() -> None:
-    group, wanted = Group(4), specs(4)
+@pytest.mark.parametrize("count", [4, 16])
+def test_all_start_together_and_each_is_handed_out_by_its_name(count: int) -> None:
+    group, wanted = Group(count), specs(count)
 
     start_at_once(cast(Any, group), wanted)
 
-    assert [group.makegateway(spec) for spec in wanted] == [f"gateway of gw{number}" for number in range(4)]
-    assert sorted(group.asked) == ["gw0", "gw1", "gw2", "gw3"]
+    assert [group.makegateway(spec) for spec in wanted] == [f"gateway of gw{number}" for number in range(count)]
+    assert sorted(group.asked) == sorted(f"gw{number}" for number in range(count))
 
 
 def test_one_after_the_other_would_be_noticed() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from refgrid.environments.ci import Job, plan_jobs, to_matrix
+from refgrid.environments.declared import load_environments
 
 ROOT = Path(__file__).resolve().parents[1]
 HOOK = ROOT / "ci" / "hooks" / "job-started.sh"
@@ -53,6 +57,34 @@ def unlimited(workflow: str) -> list[str]:
     return [name for name, job in zip(jobs[::2], jobs[1::2], strict=True) if "timeout-minutes:" not in job]
 
 
+def steps(workflow: str, job: str) -> list[str]:
+    """The text of each step of a job."""
+    found = re.search(rf"^  {job}:\n((?:    .*\n|\n)*)", workflow, re.MULTILINE)
+    return re.split(r"^      - ", found[1], flags=re.MULTILINE)[1:] if found else []
+
+
+def told(among: list[str], action: str, field: str) -> str:
+    """A field of the first step that does this; nothing without one."""
+    step = next((step for step in among if action in step), "")
+    found = re.search(rf"^ +{field}: (\S+)", step, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def without_wheels(workflow: str, jobs: list[Job]) -> list[str]:
+    """Planned sessions that would end in "no wheelhouse is here"."""
+    made, prove = steps(workflow, "wheelhouse"), steps(workflow, "prove")
+    own = next(number for number, step in enumerate(prove) if '--session "${SESSION}"' in step)
+    fetch, upload = [step for step in prove[:own] if "actions/download-artifact@" in step], "actions/upload-artifact@"
+    served = (
+        "nox --session wheelhouse -- ${OVERLAYS}" in list(commands("\n".join(f"- {step}" for step in made)))
+        and told(made, upload, "path") == "wheelhouse"  # where the command writes, unless it is told otherwise
+        and told(made, upload, "name") == told(fetch, "", "name") != ""
+        and told(fetch, "", "path") == told([prove[own]], "", "REFGRID_WHEELHOUSE") != ""
+        and told(fetch, "", "if") == "matrix.overlay"
+    )
+    return [] if served else [job.session for job in jobs if job.overlay]
+
+
 def allowed_events() -> set[str]:
     listed = re.search(r"ALLOWED=\((.*)\)", HOOK.read_text())
     assert listed
@@ -78,11 +110,11 @@ def test_nobody_from_outside_starts_a_job_on_a_machine_of_ours() -> None:
 
 
 def test_every_job_runs_the_one_commit_that_was_asked_for() -> None:
-    assert GPU.count("ref: ${{ inputs.commit || github.sha }}") == GPU.count("actions/checkout@") == 3
+    assert GPU.count("ref: ${{ inputs.commit || github.sha }}") == GPU.count("actions/checkout@") == 4
 
 
 def test_records_outlive_a_red_run_and_are_merged_whatever_happened() -> None:
-    upload = GPU[GPU.index("actions/upload-artifact@") :]
+    (upload,) = (step for step in steps(GPU, "prove") if "actions/upload-artifact@" in step)
 
     assert upload.splitlines()[1].strip().startswith("if: always()")
     assert "name: records-${{ matrix.environment }}-${{ github.run_attempt }}" in upload
@@ -92,11 +124,76 @@ def test_records_outlive_a_red_run_and_are_merged_whatever_happened() -> None:
 
 
 def test_steps_are_the_commands_that_a_person_types() -> None:
-    known = re.compile(r"(\.ci/venv/bin/)?(python3?|nox) |\.ci/run$|cat results/local/matrix\.md |'\[\[ ")
+    known = re.compile(r"(\.ci/venv/bin/)?(python3?|nox) |\.ci/run$|cat results/local/matrix\.md |'\[\[ |git clean ")
 
     for file in WORKFLOWS:
         assert [line for line in commands(file.read_text()) if not known.match(line)] == []
     assert '.ci/venv/bin/nox --session "${SESSION}"' in list(commands(GPU))
+
+
+def planned() -> list[Job]:
+    declared = load_environments(ROOT / "ci" / "environments.toml")
+    return plan_jobs(json.dumps([{"session": f"tests-{name}"} for name in declared]), declared)
+
+
+def test_every_planned_session_finds_what_it_needs() -> None:
+    jobs = planned()
+
+    assert without_wheels(GPU, jobs) == []
+    assert [job.session for job in jobs if job.overlay]
+    assert '"overlay": true' in to_matrix(jobs)  # what the condition of a step reads
+    assert "if: ${{ !cancelled() && needs.plan.result == 'success' }}" in GPU  # the others need no wheels
+
+
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        pytest.param("nox --session wheelhouse -- ${OVERLAYS}", "nox --session lint", id="not made"),
+        pytest.param(
+            "          path: wheelhouse\n          if-no", "          path: wheels\n          if-no", id="not sent"
+        ),
+        pytest.param("if: matrix.overlay", "if: matrix.overlays", id="not fetched"),
+        pytest.param(
+            "REFGRID_WHEELHOUSE: wheelhouse", "REFGRID_WHEELHOUSE: /srv/wheelhouse", id="looked for elsewhere"
+        ),
+    ],
+)
+def test_an_overlay_without_its_wheels_is_noticed(there: str, instead: str) -> None:
+    assert GPU.count(there) == 1
+
+    missing = without_wheels(GPU.replace(there, instead), planned())
+
+    assert missing
+    assert all(session.startswith("tests-cu130-overlay") for session in missing)
+
+
+def test_what_was_installed_and_compiled_stays_on_a_runner_and_its_records_go(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path)]
+    ignored = (ROOT / ".gitignore").read_text()
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    (tmp_path / ".gitignore").write_text(ignored)
+    subprocess.run([*git, "add", ".gitignore"], check=True)
+    caches, stale = (
+        [".nox/.cache/kernels/a.so", ".ci/venv/bin/nox"],
+        ["results/local/a.jsonl", "wheelhouse/a", "src/a.py"],
+    )
+    for name in (*caches, *stale):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (clean,) = (command for command in commands(GPU) if command.startswith("git clean "))
+
+    subprocess.run([*git, *clean.split()[1:]], check=True, capture_output=True)
+
+    assert told(steps(GPU, "prove"), "actions/checkout@", "clean") == "false"
+    assert [name for name in (*caches, *stale) if (tmp_path / name).exists()] == caches
+
+
+def test_what_compiles_is_compiled_before_anything_is_leased() -> None:
+    run = [command for command in commands(GPU) if "/nox " in command]
+
+    assert run == ['.ci/venv/bin/nox --session warm -- "${ENVIRONMENT}"', '.ci/venv/bin/nox --session "${SESSION}"']
+    (warm,) = (step for step in steps(GPU, "prove") if "--session warm" in step)
+    assert "continue-on-error: true" in warm  # what cannot be installed ends in the records, by the session after it
 
 
 @pytest.mark.parametrize(

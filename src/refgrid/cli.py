@@ -1,4 +1,4 @@
-"""The `refgrid` command: plan, render, add-reference-tests, matrix; see also `environment_commands`."""
+"""The `refgrid` command: plan, render, add-reference-tests and matrix; all others are in `refgrid.commands`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def main() -> None:
     """Which reference implementations of LLM kernels are right, against which ground truth, and where."""
 
 
-@main.command()
+@main.command("plan")
 @_dataset
 @_op_type
 @_name
@@ -169,7 +169,6 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     sys.exit(built.exit_code)
 
 
-main.add_command(show_plan, "plan")
 main.add_command(audit)
 main.add_command(keep)
 main.add_command(scaling)

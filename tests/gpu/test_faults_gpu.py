@@ -10,7 +10,7 @@ import os
 from typing import Any, NamedTuple
 
 import pytest
-from fleet import CRASH_SAFE, Fleet
+from fleet import CRASH_SAFE, Fleet, overlapping
 
 from refgrid.records.record import Outcome, Verdict
 from refgrid.running.devices import visible_devices
@@ -66,7 +66,9 @@ def gpus(tmp_path_factory: pytest.TempPathFactory, pristine_double: dict[str, An
     for fault in FAULTS:
         body = f"import planted\nif planted.once('{fault.name}'): {fault.strike}\nreturn planted.used(x)"
         fleet.reference(body, 1, 2, name=f"{fault.name}_n4")
-    fleet.truth(**dict.fromkeys([fault.name for fault in FAULTS], TRUTH))
+    fleet.reference("import planted\nreturn planted.used(x)", *range(1, 17), name="sound_n4")
+    fleet.truth(**dict.fromkeys([*(fault.name for fault in FAULTS), "sound"], TRUTH))
+    fleet.meet_at_last(len(visible_devices()))
     done = fleet.run("-n", "auto", *CRASH_SAFE, "--case-timeout", "1m")
     print(done.stdout, done.stderr)  # noqa: T201 - what is wrong on a machine that is hard to come by
     return fleet
@@ -94,13 +96,17 @@ def test_every_other_case_has_its_own_true_result(gpus: Gpus, outcomes: dict[str
     counts = [outcome.verdict for outcome in outcomes.values()]
     absent = [o for o in outcomes.values() if o.case.id.endswith(("-absent", "-agreement"))]
 
-    assert len(outcomes) == len(gpus.records().header.planned) == 12 * len(FAULTS)
+    assert len(outcomes) == len(gpus.records().header.planned) == 12 * len(FAULTS) + 16 * 6
     assert {outcome.verdict for outcome in absent} == {Verdict.MISSING}
     assert counts.count(Verdict.MATCH) == len(outcomes) - len(absent) - len(FAULTS)
 
 
-def test_each_gpu_was_used_under_its_uuid(gpus: Gpus, outcomes: dict[str, Outcome]) -> None:
+def test_each_gpu_was_used_under_its_uuid_after_all_faults_too(gpus: Gpus, outcomes: dict[str, Outcome]) -> None:
     devices = {device.uuid: device.told for device in visible_devices()}
 
-    assert {use.device for use in gpus.uses} <= set(devices)
-    assert {outcome.device for outcome in outcomes.values()} <= set(devices.values())
+    assert overlapping(gpus.uses) == []
+    assert {use.device for use in gpus.uses} == set(devices)
+    assert {outcome.device for outcome in outcomes.values()} == set(devices.values())
+    assert set(gpus.met) == set(devices), "a GPU that lost its worker stayed idle"
+    assert len(gpus.struck) == len(FAULTS)
+    assert max(gpus.struck) <= max(gpus.met.values())

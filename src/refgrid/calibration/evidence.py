@@ -107,8 +107,7 @@ def _take(
     kept.comparisons += 1
     kept.measured += is_known
     kept.own = kept.own or own
-    gpu = run.header.environment.gpu or run.header.environment.device
-    kept.runs.add(f"{run.header.environment.name} on {gpu}, {run.header.started[:10]}")
+    kept.runs.add(f"{run.header.environment.title}, {run.header.started[:10]}")
 
 
 def tightened(found: Mapping[tuple[str, str, str, str], Seen]) -> Iterator[Row]:

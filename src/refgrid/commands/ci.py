@@ -9,7 +9,7 @@ from typing import NoReturn, TextIO
 import click
 
 from refgrid.commands.campaign import names_option, print_matrix
-from refgrid.environments.ci import PlanError, merge, plan_jobs, planned_devices, to_matrix
+from refgrid.environments.ci import PlanError, merge, overlays, plan_jobs, planned_devices, to_matrix
 from refgrid.environments.declared import EnvironmentsError, chosen, load_environments
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -25,7 +25,7 @@ def ci() -> None:
 @ci.command()
 @_table
 @names_option
-@click.option("--github-output", type=_FILE, help="File to which the plan is added, as the output `plan` of a step.")
+@click.option("--github-output", type=_FILE, help="File that takes the outputs `plan` and `overlays` of a step.")
 @click.argument("listed", type=click.File())
 def plan(table: Path, names: tuple[str, ...], github_output: Path | None, listed: TextIO) -> None:
     """Print one job an environment, as JSON, from LISTED, the output of `nox --list --json` (- for standard input)."""
@@ -40,7 +40,7 @@ def plan(table: Path, names: tuple[str, ...], github_output: Path | None, listed
         click.echo(f"no job for {name}: it cannot be resolved any more", err=True)
     click.echo(to_matrix(jobs))
     if github_output:
-        _add(github_output, f"plan={to_matrix(jobs)}\n")
+        _add(github_output, f"plan={to_matrix(jobs)}\noverlays={overlays(jobs)}\n")
 
 
 @ci.command("merge")

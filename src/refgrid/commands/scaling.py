@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -22,34 +23,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from refgrid.records.record import Run, Verdict, read_runs, verdict_counts
+from refgrid.records.record import RecordError, read_runs
+from refgrid.report.scaling import Timing, TimingError, fault, timing, timing_of_finished
 from refgrid.running.devices import VISIBLE, Device, DeviceError, told_devices, visible_devices
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One run. `seconds` is the whole command's wall time, `start` how much of it passed before the cases were known.
-
-    `busy` is the share of the workers' time, after the start, that records give to inputs, reference, truth and
-    comparison.
-    """
-
-    gpus: int
-    workers: int
-    cases: int
-    seconds: float
-    start: float
-    busy: float
-    verdicts: dict[str, int]
-
-    @property
-    def rate(self) -> float:
-        """Cases a second of wall time."""
-        return self.cases / self.seconds
-
-    def efficiency(self, of: Timing) -> float:
-        """How much of the growth in GPUs, against another run, is growth in cases a second."""
-        return self.rate / of.rate * of.gpus / self.gpus
 
 
 def _counts(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -59,36 +35,87 @@ def _counts(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def _finished(_: click.Context, __: click.Parameter, given: Sequence[str]) -> list[tuple[Path, float | None]]:
+    """FOLDER, or FOLDER=SECONDS."""
+    found = []
+    for text in given:
+        told = re.fullmatch(r"(?P<folder>.+?)(=(?P<seconds>\d+(\.\d+)?))?", text)
+        if not told or not Path(told["folder"]).is_dir() or float(told["seconds"] or 1) == 0:
+            raise click.BadParameter(f"{text!r} should be a folder of records, or FOLDER=SECONDS")
+        found.append((Path(told["folder"]), float(told["seconds"]) if told["seconds"] else None))
+    return found
+
+
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--gpus", callback=_counts, default="1,2,4", show_default=True, help="Numbers of GPUs, in this order.")
 @click.option("--workers-per-gpu", type=click.IntRange(1), default=1, show_default=True, help="Workers on each GPU.")
 @click.option("--cores-per-gpu", type=click.IntRange(1), help="Cores that go with each GPU (default: all, always).")
+@click.option(
+    "--from",
+    "finished",
+    callback=_finished,
+    multiple=True,
+    metavar="FOLDER[=SECONDS]",
+    help="Run nothing, and read the run whose records lie there; how long it took, else from its plan to its last "
+    "record. May be repeated.",
+)
+@click.option("--beside", multiple=True, metavar="TEXT", help="What else ran on the machine; once, or for each run.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A JSON file for the numbers.")
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def scaling(
     gpus: list[int],
     workers_per_gpu: int,
     cores_per_gpu: int | None,
+    finished: list[tuple[Path, float | None]],
+    beside: tuple[str, ...],
     output: Path | None,
     pytest_args: tuple[str, ...],
 ) -> None:
     """Time the same cases on growing numbers of GPUs; PYTEST_ARGS select them, and nothing is cached.
 
+    Of runs that have ended, --from says so again from their records.
+
     Exit 1 when a run had a red case or did not account for all of them: its time means nothing.
     """
-    devices = _demanded(max(gpus))
-    console, timings = Console(), list[Timing]()
-    for count in gpus:
-        cores = None if cores_per_gpu is None else cores_per_gpu * count
-        timings.append(_timed(count, devices, workers_per_gpu, cores, pytest_args))
-        console.print(f"{count} GPU(s): {timings[-1].cases} cases in {timings[-1].seconds:.1f} s", highlight=False)
+    notes = _notes(beside, len(finished or gpus))
+    if finished:
+        timings = _read(finished, cores_per_gpu, pytest_args)
+    else:
+        timings = _run(gpus, workers_per_gpu, cores_per_gpu, pytest_args)
+    timings = [replace(each, beside=note) for each, note in zip(timings, notes, strict=True)]
+    console = Console()
     console.print(_table(timings))
     if output:
-        told = [{**asdict(each), "rate": each.rate, "efficiency": each.efficiency(timings[0])} for each in timings]
-        output.write_text(json.dumps({"arguments": list(pytest_args), "runs": told}, indent=1) + "\n", encoding="utf-8")
-    if faults := [fault for each in timings if (fault := _fault(each, timings[0]))]:
+        text = json.dumps([each.told(timings[0]) for each in timings], indent=1)
+        output.write_text(f"{text}\n", encoding="utf-8")
+    if faults := [told for each in timings if (told := fault(each, timings[0]))]:
         console.print("\n".join(faults), style="red", highlight=False)
         sys.exit(1)
+
+
+def _notes(beside: Sequence[str], runs: int) -> Sequence[str]:
+    if len(beside) not in {0, 1, runs}:
+        raise click.UsageError(f"--beside is given {len(beside)} times, but should be once, or for each of {runs} runs")
+    return beside if len(beside) == runs else [*beside, ""][:1] * runs
+
+
+def _read(finished: Sequence[tuple[Path, float | None]], cores: int | None, asked: Sequence[str]) -> list[Timing]:
+    if asked:
+        raise click.UsageError(f"--from runs nothing, so {' '.join(asked)} has no meaning")
+    try:
+        return [timing_of_finished(folder, seconds, cores) for folder, seconds in finished]
+    except (TimingError, RecordError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _run(gpus: Sequence[int], workers: int, cores_per_gpu: int | None, asked: Sequence[str]) -> list[Timing]:
+    devices, timings = _demanded(max(gpus)), list[Timing]()
+    for count in gpus:
+        cores = None if cores_per_gpu is None else cores_per_gpu * count
+        timings.append(_timed(count, devices, workers, cores, asked))
+        told = f"{count} GPU(s): {timings[-1].cases} cases in {timings[-1].seconds:.1f} s"
+        Console().print(told, highlight=False)
+    return timings
 
 
 def _demanded(count: int) -> Sequence[Device]:
@@ -122,15 +149,8 @@ def _timed(count: int, devices: Sequence[Device], workers: int, cores: int | Non
         runs = read_runs(Path(folder))
     if len(runs) != 1:
         raise click.ClickException(f"pytest ended {done.returncode} and recorded nothing: {done.stdout[-2000:]}")
-    return _timing(runs[0], count, workers * count, seconds, began)
-
-
-def _timing(run: Run, gpus: int, workers: int, seconds: float, began: float) -> Timing:
-    start = min(seconds, max(0.0, datetime.fromisoformat(run.header.started).timestamp() - began))
-    spent = sum(sum(outcome.seconds.values()) for outcome in run.outcomes.values())
-    verdicts = {verdict.value: number for verdict, number in verdict_counts(run.accounted()).items()}
-    busy = spent / (workers * max(seconds - start, 1e-9))
-    return Timing(gpus, workers, len(run.header.planned), seconds, start, busy, verdicts)
+    start = min(seconds, max(0.0, datetime.fromisoformat(runs[0].header.started).timestamp() - began))
+    return timing(runs[0], count, workers * count, cores or len(os.sched_getaffinity(0)), seconds, start)
 
 
 @contextmanager
@@ -149,17 +169,10 @@ def _only(cores: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _fault(each: Timing, first: Timing) -> str:
-    if red := [name for name in each.verdicts if Verdict(name).colour == "red"]:
-        return f"{each.gpus} GPU(s): there are red cases ({', '.join(red)}), so the time means nothing"
-    if each.verdicts != first.verdicts:
-        return f"{each.gpus} GPU(s): ended in {each.verdicts}, but {first.gpus} in {first.verdicts}: not the same work"
-    return ""
-
-
 def _table(timings: Sequence[Timing]) -> Table:
     table = Table("GPUs", "workers", "cases", "wall, s", "start, s", "cases/s", "efficiency", "workers busy")
     for each in timings:
-        told = (f"{each.seconds:.1f}", f"{each.start:.1f}", f"{each.rate:.1f}", f"{each.efficiency(timings[0]):.2f}")
+        start = "" if each.start is None else f"{each.start:.1f}"
+        told = (f"{each.seconds:.1f}", start, f"{each.rate:.1f}", f"{each.efficiency(timings[0]):.2f}")
         table.add_row(str(each.gpus), str(each.workers), str(each.cases), *told, f"{100 * each.busy:.0f}%")
     return table

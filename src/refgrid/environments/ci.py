@@ -29,19 +29,20 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One environment on one runner; `session` is what a person would type after nox -s."""
+    """One environment on one runner; `session` is what a person would type after nox -s. An overlay needs wheels."""
 
     environment: str
     session: str
     device: str
     runs_on: tuple[str, ...]
+    overlay: bool
 
 
 def labels(spec: EnvironmentSpec) -> tuple[str, ...]:
     """The labels that a runner of this environment must have.
 
     cu130 promises a driver for CUDA 13.0 and its toolkit; torch-2.11.0-cu130 promises that torch in the runner's own
-    Python, for overlays.
+    Python, for overlays, and what their wheels require besides.
     """
     if spec.group is None:
         return HOSTED
@@ -59,8 +60,7 @@ def plan_jobs(listed: str, declared: Mapping[str, EnvironmentSpec], cannot: Iter
     wanted = {name: spec for name, spec in declared.items() if name not in set(cannot)}
     if missing := [name for name in wanted if f"tests-{name}" not in sessions]:
         raise PlanError(f"nox lists no session tests-{missing[0]} ({len(missing)} of {len(wanted)} are missing)")
-    device = {True: "cuda", False: "cpu"}
-    jobs = [Job(name, f"tests-{name}", device[bool(spec.cuda)], labels(spec)) for name, spec in wanted.items()]
+    jobs = [_job(name, spec) for name, spec in wanted.items()]
     if not jobs:
         raise PlanError("the plan is empty: no environment can run anywhere")
     if len(jobs) > MOST_JOBS:
@@ -68,11 +68,20 @@ def plan_jobs(listed: str, declared: Mapping[str, EnvironmentSpec], cannot: Iter
     return jobs
 
 
+def _job(name: str, spec: EnvironmentSpec) -> Job:
+    return Job(name, f"tests-{name}", "cuda" if spec.cuda else "cpu", labels(spec), spec.kind == "overlay")
+
+
 def to_matrix(jobs: Sequence[Job]) -> str:
     """The plan as the JSON that `strategy.matrix` takes."""
     return json.dumps(
         {"include": [{name.replace("_", "-"): value for name, value in asdict(job).items()} for job in jobs]}
     )
+
+
+def overlays(jobs: Iterable[Job]) -> str:
+    """The environments of a plan whose wheels a job on another machine has to collect, as arguments of a command."""
+    return " ".join(job.environment for job in jobs if job.overlay)
 
 
 def planned_devices(matrix: str) -> dict[str, str]:
@@ -130,7 +139,7 @@ def _newest(artifacts: Path) -> dict[str, Path]:
 
 
 def _records(environment: str, folder: Path) -> list[Path]:
-    """What an artifact holds of its own environment; the rest lay on the runner before."""
+    """What an artifact holds of its own environment; whatever else lies there is not what the job was for."""
     found = (file for file in record_paths(folder) if file.is_file() and not file.is_symlink())
     return sorted(file for file in found if (told := environment_of(file)) and told[0] == environment)
 

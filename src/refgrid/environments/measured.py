@@ -38,7 +38,12 @@ class Environment:
     @property
     def title(self) -> str:
         """How a column is called: the environment and the machine kind."""
-        return f"{self.name} on {self.gpu}" if self.device == "cuda" and self.gpu else f"{self.name} on CPU"
+        return f"{self.name} on {self.machine}"
+
+    @property
+    def machine(self) -> str:
+        """The kind of machine that cases ran on: a GPU that was only there beside the CPU is none."""
+        return self.gpu if self.device == "cuda" and self.gpu else "CPU"
 
 
 def measure(name: str, device: str, distributions: Iterable[str]) -> Environment:

@@ -74,7 +74,7 @@ def differences(columns: Sequence[Column]) -> tuple[Difference, ...]:
     machines: dict[str, list[Column]] = defaultdict(list)
     for column in columns:
         if column.environment is not None:
-            machines[column.environment.gpu or "CPU"].append(column)
+            machines[column.environment.machine].append(column)
     found = [each for machine, same in machines.items() for each in _of_machine(machine, same)]
     return tuple(sorted(found, key=lambda each: (each.machine, each.against, -each.count)))
 

@@ -1,4 +1,8 @@
-"""Compiled libraries that were cut short, as by a compiler that was killed: loading one can kill a process."""
+"""Compiled libraries that were cut short, as by a compiler that was killed: loading one can kill a process.
+
+One of the right length that is damaged inside is not found: what the loader refuses is an error with its name, what
+kills a process a crash without it, and what computes something else a mismatch.
+"""
 
 from __future__ import annotations
 
