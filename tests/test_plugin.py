@@ -430,6 +430,7 @@ def test_a_results_folder_that_cannot_be_written_is_an_error_before_the_first_ca
         pytest.param(["--op-type", "gemm"], "legal values: double", id="op_type"),
         pytest.param(["--definition-name", "x"], "legal values: double_n4", id="definition"),
         pytest.param(["--test-sizes", "small,tiny"], "legal values: small, medium, large", id="size"),
+        pytest.param(["--checks", "numerics,sums"], "'sums' is not known; legal values: definition, shape", id="check"),
         pytest.param(["--tolerance", "-1"], "a finite number >= 0", id="tolerance"),
         pytest.param(["--memory", "lots"], "should be such as 2GiB, 512MiB or 1000000", id="memory"),
         pytest.param(["--device", "tpu"], "choose from", id="device"),
