@@ -153,7 +153,7 @@ class Prover:
         return Proof(tuple(comparisons), "; ".join(part for part in (note, further) if part))
 
     def _demand_two(self, case: Case, truths: Mapping[str, Tensors], absent: Mapping[str, tuple[Verdict, str]]) -> str:
-        """Sources that run one kernel are one truth; records what each ran, returns who counts once."""
+        """Sources that run one kernel are one truth; records what each is declared to run, returns who counts once."""
         kernels = {name: self.sources.kernel(name, case.op) for name in truths}
         self._bench.hashes["kernels"] = "; ".join(f"{name}: {kernel}" for name, kernel in kernels.items())
         alike = {kernel: [name for name in kernels if kernels[name] == kernel] for kernel in kernels.values()}
