@@ -430,6 +430,7 @@ def test_a_results_folder_that_cannot_be_written_is_an_error_before_the_first_ca
         pytest.param(["--op-type", "gemm"], "legal values: double", id="op_type"),
         pytest.param(["--definition-name", "x"], "legal values: double_n4", id="definition"),
         pytest.param(["--test-sizes", "small,tiny"], "legal values: small, medium, large", id="size"),
+        pytest.param(["--checks", "numerics,sums"], "'sums' is not known; legal values: definition, shape", id="check"),
         pytest.param(["--tolerance", "-1"], "a finite number >= 0", id="tolerance"),
         pytest.param(["--memory", "lots"], "should be such as 2GiB, 512MiB or 1000000", id="memory"),
         pytest.param(["--device", "tpu"], "choose from", id="device"),
@@ -473,6 +474,44 @@ def test_a_tolerance_that_loosens_without_a_reason_is_refused_with_the_numbers(p
     )
     assert told in done.stderr + done.stdout
     assert "add --reason TEXT" in done.stderr + done.stdout
+    assert not (project.root / "results").exists()
+
+
+def test_a_tolerance_that_loosens_without_a_reason_is_refused_in_workers_too(project: Project) -> None:
+    done = project.run("--tolerance", "1e-3", "-n", "2", "--dist", "load", "--max-worker-restart", "1000")
+
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "--tolerance 0.001 is looser than the source documents' table" in done.stdout
+    assert not (project.root / "results").exists()
+
+
+def write_coarse(project: Project) -> None:
+    """A second definition: bfloat16, which allows more than the float32 of the first."""
+    kind = {"shape": ["batch_size", "n"], "dtype": "bfloat16"}
+    changes = {"name": "coarse_n4", "inputs": {"x": kind}, "outputs": {"y": kind}}
+    project.write_definition({**project.definition, **changes}, 1)
+    tests = TESTS.replace("TestDoubleN4", "TestCoarse").replace("double_n4", "coarse_n4")
+    (project.root / "test_coarse.py").write_text(tests)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "bound", "told"),
+    [
+        pytest.param(["test_coarse.py"], "1e-3", "", id="tighter than a file's"),
+        pytest.param(["-k", "Coarse"], "1e-3", "", id="tighter than those of -k"),
+        pytest.param(["test_coarse.py"], "0.5", "bfloat16 has atol 0.008, rtol 0.01 (coarse_n4.y); add", id="looser"),
+    ],
+)
+def test_a_tolerance_is_held_against_what_runs_and_nothing_else(
+    project: Project, chosen: list[str], bound: str, told: str
+) -> None:
+    write_coarse(project)
+
+    done = project.run("--tolerance", bound, *chosen)
+
+    assert done.returncode == (pytest.ExitCode.USAGE_ERROR if told else pytest.ExitCode.OK)
+    assert told in done.stderr + done.stdout
+    assert "float32 has" not in done.stderr + done.stdout
 
 
 def test_a_tighter_tolerance_needs_no_reason(project: Project) -> None:

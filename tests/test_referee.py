@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from refgrid.dataset.case import Case
 from refgrid.dataset.definition import load_dataset
 from refgrid.proving.finding import Finding
 from refgrid.proving.proof import Proof, Prover
-from refgrid.proving.referee import settle
+from refgrid.proving.referee import hold, settle, told_errors, told_further
 from refgrid.proving.tolerance import Tolerance
 from refgrid.records.record import Verdict
 from refgrid.sources import Sources
@@ -38,6 +40,8 @@ class Bench:
         file.write_text(file.read_text().replace("return x * 2", reference))
         self._dataset = load_dataset(root)
         self.referee: Any = lambda x: {"y": x * 2}
+        self.exact = ""  # the source that is the referee
+        self.size: Any = "small"
         self.kernels: Mapping[str, str] = {}
         self.hashes: Mapping[str, str] = {}
         self.outliers: frozenset[str] = frozenset()
@@ -52,10 +56,10 @@ class Bench:
             return self.referee
 
         table = [SimpleNamespace(name=name, ops=("double",), kernel=self._kernel(name)) for name in truths]
-        provider = SimpleNamespace(SOURCES=tuple(table), adapter=adapter, referee=judging)
+        provider = SimpleNamespace(SOURCES=tuple(table), adapter=adapter, referee=judging, REFEREE=self.exact)
         prover = Prover(self._dataset, Sources((provider,)), "cpu")
         try:
-            return prover.prove(Case("double_n4", "double", "double", "b1", check, source))
+            return prover.prove(Case("double_n4", "double", "double", "b1", check, source, self.size))
         finally:
             self.hashes = prover.hashes
 
@@ -221,6 +225,61 @@ def test_a_third_kernel_makes_two_and_the_record_says_who_counts_once(bench: Ben
     assert bench.hashes["kernels"] == "one: norm.cuh; two: norm.cuh; three: ATen"
 
 
+FINE, COARSE = off_by(2.0**-22), off_by(2.0**-17)  # both within the 1e-5 that float32 is allowed
+
+
+def test_a_match_tells_who_is_ten_times_further_from_float64_than_another(bench: Bench) -> None:
+    proof = bench.prove("agreement", fine=FINE, coarse=COARSE)
+
+    assert re.fullmatch(r"coarse's y is 7\.\de-06 from float64, fine's 2\.4e-07: 3\d(\.\d)? times further", proof.note)
+    assert all(comparison.matches for comparison in proof.comparisons)
+
+
+def test_a_source_that_is_float64_itself_is_held_to_without_another_computation(bench: Bench) -> None:
+    def failing(x: torch.Tensor) -> Any:  # noqa: ARG001 - sources are called by name
+        raise AssertionError("float64 was computed again")
+
+    bench.referee, bench.exact = failing, "oracle"
+
+    proof = bench.prove("agreement", fine=FINE, coarse=COARSE, oracle=exactly)
+
+    assert "coarse's y is 7." in proof.note
+    assert proof.note.endswith("times further")
+    assert "oracle" not in proof.note
+
+
+def test_who_counts_once_and_who_is_further_are_told_in_one_note(bench: Bench) -> None:
+    bench.kernels = {"one": "norm.cuh", "two": "norm.cuh"}
+
+    proof = bench.prove("agreement", one=exactly, two=exactly, coarse=COARSE)
+
+    assert proof.note.startswith("one and two ran norm.cuh: one truth; coarse's y is 7.")
+    assert proof.note.endswith("the other is exact")
+
+
+def test_a_match_tells_nothing_of_errors_alike_nor_of_a_rounding(bench: Bench) -> None:
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return torch.nextafter(x * 2, x * 4)
+
+    assert not bench.prove("agreement", one=off_by(2.0**-17), two=off_by(2.0**-18)).note
+    assert not bench.prove("agreement", one=exactly, two=rounded).note
+
+
+def test_a_larger_workload_is_not_computed_in_float64(bench: Bench) -> None:
+    bench.size = "medium"
+
+    assert not bench.prove("agreement", fine=FINE, coarse=COARSE).note
+
+
+def test_what_is_infinite_in_float64_has_no_part_in_the_size_of_a_rounding() -> None:
+    exact = {"lse": torch.tensor([-torch.inf, 1.0, 2.0], dtype=torch.float64)}
+    sides = {"fine": {"lse": exact["lse"].float()}, "coarse": {"lse": exact["lse"].float() + 1e-3}}
+
+    told = told_further(hold(sides, exact, lambda *_: Tolerance(1e-2, 0.0)), exact)
+
+    assert told == "coarse's lse is 0.001 from float64, fine's 0: the other is exact"
+
+
 def test_each_source_is_judged_by_its_own_tolerance() -> None:
     exact = {"y": torch.zeros(3, dtype=torch.float64)}
     sides = {"coarse": {"y": torch.full((3,), 1e-2)}, "fine": {"y": torch.full((3,), 1e-3)}}
@@ -236,3 +295,15 @@ def test_an_output_that_float64_gives_in_another_form_is_left_out() -> None:
     sides = {"one": {"samples": torch.tensor([1, 2])}, "two": {"samples": torch.tensor([1, 3])}}
 
     assert settle(["samples"], sides, law, lambda *_: Tolerance(0.0, 0.0)) == ("", frozenset())
+
+
+def test_the_readme_quotes_what_the_committed_calibration_says() -> None:
+    root = Path(__file__).parents[1]
+    measured = json.loads((root / "results/calibration/cu130-overlay.json").read_text())["measured"]
+    asked = {"op": "mla_paged_decode", "output": "lse", "against": "float64", "draws": 240}
+    rows = [row for row in measured if asked.items() <= row.items()]
+    largest = {row["who"]: row["abs"][-1] for row in rows}
+
+    told = told_errors("lse", {who: largest[who] for who in ("flashinfer-fa2", "flashinfer-fa3")})
+
+    assert f'"{told}"' in " ".join((root / "README.md").read_text().split())

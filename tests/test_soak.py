@@ -95,6 +95,19 @@ def test_exact_checks_do_not_lower_the_bound_on_false_alarms() -> None:
     assert found.rate == upper_bound(0, 10)
 
 
+def test_the_report_leads_with_what_was_held_to_a_tolerance() -> None:
+    numeric = [outcome(seeded(n), Verdict.MISMATCH if n == 1 else Verdict.MATCH) for n in range(1, 11)]
+    together = outcome(seeded(1, "agreement"), Verdict.MATCH)
+    exact = [outcome(seeded(n, "shape"), Verdict.ERROR) for n in (1, 2)]
+
+    told = [line for line in markdown(report(run(*numeric, together, *exact))).splitlines() if line.startswith("- ")]
+
+    assert told[0] == "- **1 red of 11 case-seeds held to a tolerance** (10 numerics, 1 agreement)"
+    assert told[1].startswith("- false alarms: at most 0.36 of these, with 95 % confidence")
+    assert told[2] == "- 2 red of 2 held to something exact (2 shape)"
+    assert told[3].startswith("- 13 judged of 13 planned: ")
+
+
 def test_a_red_that_is_green_the_second_time_stays_red() -> None:
     for first, second in ((Verdict.MISMATCH, Verdict.MATCH), (Verdict.MATCH, Verdict.MISMATCH)):
         found = report(
@@ -222,6 +235,19 @@ def test_seeds_multiply_cases_and_draw_other_inputs(project: Project) -> None:
     assert len({each.hashes["inputs"] for each in numerics(found).values()}) == 3
 
 
+def test_a_soak_may_be_of_some_checks_only(project: Project) -> None:
+    (project.root / "ci").mkdir()
+    other = KNOWN.replace("double_n4-b1-sum", "double_n4-b1-shape")  # matches none of these checks
+    (project.root / "ci" / "expected_failures.toml").write_text(other)
+
+    done = refgrid(project, "run-soak", "--seeds=1", "--device=cpu", "--checks", "numerics,agreement")
+
+    (found,) = soak_runs(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {each.check for each in found.header.planned} == {"numerics", "agreement"}
+    assert "0 red of 1 case-seeds held to a tolerance" in done.stdout
+
+
 def test_a_known_failure_is_known_of_every_seed(project: Project) -> None:
     project.reference("return x * 3", 1)
     (project.root / "ci").mkdir()
@@ -321,7 +347,7 @@ def test_a_soak_goes_on_with_fresh_seeds(project: Project) -> None:
     assert (first.returncode, second.returncode) == (0, 0), first.stdout + second.stdout
     assert sorted(seeds) == [[1], [2, 3], [4]]
     assert "Seeds 1 to 4" in second.stdout
-    assert "**0 red**" in second.stdout
+    assert "**0 red of 4 case-seeds held to a tolerance**" in second.stdout
 
 
 def test_a_soak_ends_where_pytest_cannot_run(project: Project) -> None:

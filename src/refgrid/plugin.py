@@ -20,7 +20,7 @@ from refgrid.proving.finding import forget_locals, judge
 from refgrid.proving.tolerance import tolerance_of
 from refgrid.records.record import CUT, Verdict
 from refgrid.running.budget import Budget
-from refgrid.running.by_hand import ByHand
+from refgrid.running.by_hand import ByHand, LooseTolerances
 from refgrid.running.controller import leases_there, register_runner
 from refgrid.running.ending import Ending
 from refgrid.running.grid import Grid
@@ -49,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_GRID] = Grid(config)
     if budget := config.getoption("--budget"):
         config.pluginmanager.register(Budget(config, budget), "refgrid-budget")
+    config.pluginmanager.register(LooseTolerances(config.stash[_GRID]), "refgrid-loose-tolerances")
     settled = Settled(config, config.stash[_GRID])
     config.pluginmanager.register(settled, "refgrid-settled")
     recorder = None if hasattr(config, "workerinput") else Recorder(config, config.stash[_GRID], settled)
@@ -64,8 +65,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         _ = grid.cases
     if option("--reason") and option("--tolerance") is None:
         raise pytest.UsageError("--reason is that of --tolerance, which is not given")
-    if option("--tolerance") is not None:
-        ByHand.of(session.config, None).demand_reason(grid.dataset, grid.cases.values())
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -81,7 +80,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     contract = cast("type[ReferenceContract]", metafunc.cls)
     grid = metafunc.config.stash[_GRID]
     cases = grid.cases_for(contract, metafunc.function.__name__, metafunc.definition.path)
-    ByHand.of(metafunc.config, contract).demand_reason(grid.dataset, cases)
     slow = pytest.mark.slow
     metafunc.parametrize(
         "case", [pytest.param(case, id=case.id, marks=slow if case.size == "large" else ()) for case in cases]

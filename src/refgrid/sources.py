@@ -81,7 +81,7 @@ class Provider(Protocol):
     It may have `origin(source_name, op)`, which gives the Origin of an adapter; without it all of it counts as one.
     It may have `referee(op, device)`, a ground-truth function in float64 that raises LookupError for an op that it
     does not have; REFEREE then names the source whose it is, which tells in `judges` for which further ops. And its
-    sources may have `kernel(op)`, which says what computes an op: sources of one kernel are one truth.
+    sources may have `kernel(op)`, which declares what computes an op: sources of one kernel are one truth.
     A module `kernels` in its package may have `kernels(source_name, op, inputs)`, which gives Kernels.
     """
 
@@ -141,7 +141,7 @@ class Sources:
         )
 
     def kernel(self, name: str, op: str) -> str:
-        """What computes one op for one source; its own name where its provider does not say."""
+        """What computes one op for one source, as its provider declares; its own name where that does not say."""
         told = getattr(self._source(name), "kernel", None)
         return cast(str, told(op)) if told else name
 

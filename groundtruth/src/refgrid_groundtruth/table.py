@@ -46,8 +46,9 @@ class Source:
     its adapter calls, `options` what is bound of the adapter's parameters; `capability` is the one compute capability
     that the source's kernels exist for, and `compiles` says that they are built at the first call. `adapters` is the
     folder of its adapters where that is not called like the library. `runs` says what computes an op, by globs of ops
-    of which the first that fits counts: sources that run the same are one truth. `judges` are the ops for which it is
-    asked, beside those that it serves, when others disagree.
+    of which the first that fits counts: sources that run the same are one truth. It is declared here, and held against
+    what a profiler saw in results/independence. `judges` are the ops for which it is asked, beside those that it
+    serves, when others disagree.
     """
 
     name: str

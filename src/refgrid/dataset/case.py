@@ -15,6 +15,7 @@ from refgrid.dataset.smaller import changes, constants, told_changes, twin_of
 Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = get_args(Size)
 Check = Literal["definition", "shape", "dtype", "numerics", "agreement", "determinism"]
+CHECKS: tuple[Check, ...] = get_args(Check)
 
 # Bytes of all inputs and outputs that grow with the workload: what a laptop, a workstation, a server run with ease.
 _LIMITS: Mapping[Size, float] = {"small": 2.0**20, "medium": 2.0**28, "large": math.inf}
@@ -62,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of a data set to plan, over which seeds; empty means all, but for seeds.
+    """Which part of a data set to plan, over which seeds; empty means all, but for sizes and seeds.
 
     `load` names each illegal value beside the legal ones.
     """
@@ -71,6 +72,7 @@ class Selection:
     definitions: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = SIZES
     seeds: Sequence[int] = (0,)
+    checks: tuple[Check, ...] = ()
 
     def check(self, dataset: DataSet) -> None:
         """Raise ValueError for a name that the data set does not have."""
@@ -102,11 +104,20 @@ def definition_of(dataset: DataSet, case: Case) -> Definition:
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
     """Comma-separated sizes; raises ValueError naming the legal ones."""
+    return cast("tuple[Size, ...]", _parsed("--test-sizes", text, SIZES))
+
+
+def parse_checks(text: str) -> tuple[Check, ...]:
+    """Comma-separated checks; raises ValueError naming the legal ones."""
+    return cast("tuple[Check, ...]", _parsed("--checks", text, CHECKS))
+
+
+def _parsed(option: str, text: str, legal: Sequence[str]) -> tuple[str, ...]:
     given = tuple(part.strip() for part in text.split(",") if part.strip())
-    for size in given:
-        if size not in SIZES:
-            raise ValueError(f"--test-sizes {size!r} is not known; legal values: {', '.join(SIZES)}")
-    return cast("tuple[Size, ...]", given)
+    for each in given:
+        if each not in legal:
+            raise ValueError(f"{option} {each!r} is not known; legal values: {', '.join(legal)}")
+    return given
 
 
 def op_of(definition: Definition, ops: Iterable[str]) -> str:
@@ -162,7 +173,8 @@ def _held_against(sources: tuple[str, ...]) -> Iterator[tuple[Check, str | None]
 
 
 def _selected(case: Case, selection: Selection) -> bool:
-    return case.size in selection.sizes and (not selection.op_types or case.op_type in selection.op_types)
+    asked = ((selection.op_types, case.op_type), (selection.checks, case.check))
+    return case.size in selection.sizes and all(not legal or found in legal for legal, found in asked)
 
 
 def _folders(dataset: DataSet) -> set[str]:

@@ -18,7 +18,7 @@ from refgrid.proving.diagnosis import told_of
 from refgrid.proving.finding import Finding, judge
 from refgrid.proving.forms import compare_in_form, form_of, is_law
 from refgrid.proving.outputs import Tensors, demand_dtypes, demand_shapes
-from refgrid.proving.referee import Bound, Ruling, off_from, settle
+from refgrid.proving.referee import Bound, Ruling, hold, settle, told_further
 from refgrid.proving.tolerance import Tolerance, looser, tolerance_for
 from refgrid.proving.workbench import Laid, Workbench
 from refgrid.records.record import Verdict
@@ -149,11 +149,11 @@ class Prover:
             told = self._refereed(_joined(list(wrong.values()), comparisons), bench, truths, bound)
             one, *sides = (self._side(bench, case, name, truths[name]) for name in (first, *wrong))
             raise self._repeated(told, one, sides, case, tolerance)
-        self._demand_exact(bench, case, truths, bound)
-        return Proof(tuple(comparisons), note)
+        further = self._against_exact(bench, case, truths, bound)
+        return Proof(tuple(comparisons), "; ".join(part for part in (note, further) if part))
 
     def _demand_two(self, case: Case, truths: Mapping[str, Tensors], absent: Mapping[str, tuple[Verdict, str]]) -> str:
-        """Sources that run one kernel are one truth; records what each ran, returns who counts once."""
+        """Sources that run one kernel are one truth; records what each is declared to run, returns who counts once."""
         kernels = {name: self.sources.kernel(name, case.op) for name in truths}
         self._bench.hashes["kernels"] = "; ".join(f"{name}: {kernel}" for name, kernel in kernels.items())
         alike = {kernel: [name for name in kernels if kernels[name] == kernel] for kernel in kernels.values()}
@@ -165,19 +165,30 @@ class Prover:
         worst = min(verdicts, key=list(Verdict).index)
         raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
 
-    def _demand_exact(self, bench: Laid, case: Case, truths: Mapping[str, Tensors], bound: Bound) -> None:
-        """Sources that agree may be wrong together: where none of them is float64, a small workload is held to it."""
+    def _against_exact(self, bench: Laid, case: Case, truths: Mapping[str, Tensors], bound: Bound) -> str:
+        """Who of the sources that agree is yet far further from float64 than another, in words.
+
+        They may be wrong together: where none of them is float64, a small workload is held to it. Float64 is computed
+        for no larger one.
+        """
+        if given := [name for name in self.sources.exact(case.op) if name in truths]:
+            others = {name: tensors for name, tensors in truths.items() if name not in given}
+            with self._bench.timed("compare"):
+                return told_further(hold(others, truths[given[0]], bound), truths[given[0]])
         if case.size != "small" or memory.bytes_needed(bench.definition, bench.axes) > _REFEREED:
-            return
-        if any(name in truths for name in self.sources.exact(case.op)):
-            return
+            return ""
         with suppress(NoReferee):  # nothing is known to be wrong
-            exact = self._bench.referee(bench)
-            off = off_from(truths, exact, bound)
-            if off:
-                told, outliers = settle(list(dict.fromkeys(each.output for each in off)), truths, exact, bound)
-                reason = f"the sources agree with each other, but {told} [{case.definition}]"
-                raise Finding(Verdict.MISMATCH, reason, off, outliers=outliers)
+            return self._demand_exact(case, truths, self._bench.referee(bench), bound)
+        return ""
+
+    def _demand_exact(self, case: Case, truths: Mapping[str, Tensors], exact: Tensors, bound: Bound) -> str:
+        held = hold(truths, exact, bound)
+        off = [each.comparison for each in held if not each.comparison.matches]
+        if off:
+            told, outliers = settle(list(dict.fromkeys(each.output for each in off)), truths, exact, bound)
+            reason = f"the sources agree with each other, but {told} [{case.definition}]"
+            raise Finding(Verdict.MISMATCH, reason, off, outliers=outliers)
+        return told_further(held, exact)
 
     def _refereed(self, found: Finding, bench: Laid, sides: Mapping[str, Tensors], bound: Bound) -> Finding:
         """The mismatch, and what float64 says of it; it stays one, whoever is further off."""

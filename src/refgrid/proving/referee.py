@@ -1,4 +1,4 @@
-"""Who is off where two disagree: each side's distance from the float64 formula, in words for the reason."""
+"""Who is off where two disagree, or far further than another where they agree: distances from the float64 formula."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from refgrid.proving.compare import Comparison, compare
 from refgrid.proving.tolerance import Tolerance
 
 Bound = Callable[[str, str], Tolerance]  # of a side's name and an output: how far it may be from the truth
+
+# A match tells of a side that is more than so many times further from float64 than another.
+FURTHER = 10
 
 
 class Ruling(NamedTuple):
@@ -32,16 +35,51 @@ def settle(
     return Ruling("; ".join(each.told for each in rulings), frozenset().union(*(each.outliers for each in rulings)))
 
 
-def off_from(
+class Held(NamedTuple):
+    """One side's output against float64 that is rounded to the output's dtype, and the step of that dtype at 1."""
+
+    side: str
+    comparison: Comparison
+    step: float
+
+
+def hold(
     sides: Mapping[str, Mapping[str, torch.Tensor]], exact: Mapping[str, torch.Tensor], bound: Bound
-) -> list[Comparison]:
-    """Each side's outputs against float64, rounded to their dtypes: those that do not match, one comparison each."""
+) -> list[Held]:
+    """Each side's outputs against float64."""
     found = []
     for name in exact:
         for side, tensor in _giving(name, sides, exact).items():
             comparison = compare(name, tensor, exact[name].to(tensor.dtype), bound(side, name))
-            found += [] if comparison.matches else [comparison]
+            found.append(Held(side, comparison, torch.finfo(tensor.dtype).eps))
     return found
+
+
+def told_further(held: Collection[Held], exact: Mapping[str, torch.Tensor]) -> str:
+    """Of sides that agree, output by output: who is yet far further from float64 than another; empty if nobody is.
+
+    An error of no more than one step of the dtype at the output's largest number is nobody's fault.
+    """
+    told = []
+    for name in exact:
+        ranked = sorted((each for each in held if each.comparison.output == name), key=_distance)
+        if ranked and _much_further(ranked[-1], ranked[0], exact[name]):
+            told.append(told_errors(name, {each.side: _distance(each) for each in (ranked[-1], ranked[0])}))
+    return "; ".join(told)
+
+
+def _much_further(far: Held, near: Held, exact: torch.Tensor) -> bool:
+    return _distance(far) > FURTHER * _distance(near) and _distance(far) > far.step * _largest(exact)
+
+
+def _distance(held: Held) -> float:
+    return held.comparison.max_abs_error
+
+
+def _largest(exact: torch.Tensor) -> float:
+    """The size of the largest finite number; a part at a time, as outputs may fill half of the memory."""
+    parts = exact.flatten().split(2**22)
+    return max(float(part.abs().nan_to_num(nan=0.0, posinf=0.0).max()) for part in parts)
 
 
 def _giving(
@@ -59,13 +97,17 @@ def _rule(name: str, given: Mapping[str, torch.Tensor], exact: torch.Tensor, bou
     """The furthest first, by how much further it is than the nearest, and who is beyond the tolerance."""
     errors = {side: _error(tensor, exact) for side, tensor in given.items()}
     ranked = sorted(errors, key=lambda side: -errors[side])
-    first, *others = ranked
-    words = [f"{first}'s {name} is {errors[first]:.2g} from float64"]
-    words += [f"{side}'s {errors[side]:.2g}" for side in others]
     held = {side: compare(name, given[side], exact.to(given[side].dtype), bound(side, name)) for side in ranked}
     beyond = [side for side in ranked if not held[side].matches]
-    told = f"{', '.join(words)}: {_factor(errors[first], errors[ranked[-1]])}{_beyond(beyond, ranked)}"
-    return Ruling(told, frozenset(beyond))
+    told = told_errors(name, {side: errors[side] for side in ranked})
+    return Ruling(f"{told}{_beyond(beyond, ranked)}", frozenset(beyond))
+
+
+def told_errors(name: str, ranked: Mapping[str, float]) -> str:
+    """Errors of sides, the furthest first, and how much further it is than the last."""
+    (first, most), *others = ranked.items()
+    words = [f"{first}'s {name} is {most:.2g} from float64", *(f"{side}'s {error:.2g}" for side, error in others)]
+    return f"{', '.join(words)}: {_factor(most, [*ranked.values()][-1])}"
 
 
 def _factor(most: float, least: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from refgrid.contract import ReferenceContract
     from refgrid.dataset.case import Case
     from refgrid.dataset.definition import DataSet
+    from refgrid.running.grid import Grid
 
 
 class ByHand(NamedTuple):
@@ -51,6 +53,41 @@ class ByHand(NamedTuple):
             told = f"{self.where} {self.bound:g} is looser than the source documents' table: {looser[0]}{more}"
             option = "--reason TEXT" if self.where == "--tolerance" else 'tolerance_reason = "..." to the class'
             raise pytest.UsageError(f"{told}; add {option}, which every outcome under it will carry")
+
+
+class LooseTolerances:
+    """The plugin that ends a run of which a selected case would be held to a looser tolerance for no reason.
+
+    Registered before what leaves settled cases out: the run has their outcomes, too.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """After `-k` and the like: what does not run needs no reason."""
+        try:
+            for bound, cases in _by_bound(config, items).items():
+                bound.demand_reason(self._grid.dataset, cases)
+        except pytest.UsageError as error:
+            items.clear()  # or they would be recorded as planned
+            if not hasattr(config, "workerinput"):
+                raise
+            # A worker that raises here is replaced by one that raises, too.
+            told = pytest.CollectReport(error.args[0].partition(" ")[0], "failed", str(error), [])
+            config.hook.pytest_collectreport(report=told)
+
+
+def _by_bound(config: pytest.Config, items: Iterable[pytest.Item]) -> dict[ByHand, list[Case]]:
+    """The cases of these items under each tolerance set by hand."""
+    from refgrid.plugin import case_of
+
+    found: dict[ByHand, list[Case]] = defaultdict(list)
+    for item in items:
+        if case := case_of(item):
+            found[ByHand.of(config, cast(pytest.Function, item).cls)].append(case)
+    return found
 
 
 def _looser(bound: float, dataset: DataSet, names: Collection[str]) -> Iterator[str]:

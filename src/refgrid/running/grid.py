@@ -59,7 +59,8 @@ class Grid:
     def cases(self) -> dict[str, Case]:
         """Every case that the options select, by id; raises UsageError naming the legal values."""
         option = self._config.getoption
-        selection = Selection(tuple(option("--op-type")), tuple(option("--definition-name")), SIZES, self.seeds)
+        op_types, names = tuple(option("--op-type")), tuple(option("--definition-name"))
+        selection = Selection(op_types, names, SIZES, self.seeds, option("--checks"))
         serving = {op: self.sources.serving(op) for op in self.sources.ops}
         try:
             return {case.id: case for case in plan(self.dataset, serving, selection)}
@@ -87,7 +88,7 @@ class Grid:
         try:
             file = self.root / "ci" / "expected_failures.toml"
             found = load_expected(file, option("--environment"), self.device)
-            if not option("--op-type") and not option("--definition-name"):
+            if not any(map(option, ("--op-type", "--definition-name", "--checks"))):
                 found.check({case.name for case in self.cases.values()})
         except ExpectedError as error:
             raise pytest.UsageError(str(error)) from error

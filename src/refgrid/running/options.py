@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from refgrid.dataset.case import SIZES, parse_sizes
+from refgrid.dataset.case import CHECKS, SIZES, parse_checks, parse_sizes
 from refgrid.dataset.memory import parse_bytes
 from refgrid.running.budget import parse_duration
 from refgrid.running.lease import FOLDER
@@ -25,7 +25,8 @@ def add_options(parser: pytest.Parser) -> None:
     add("--no-audit", action="store_true", help="leave unchecked whether this is the environment that its name says")
     add("--op-type", action="append", default=[], metavar="T", help="only this op_type; may be repeated")
     add("--definition-name", action="append", default=[], metavar="N", help="only this definition; may be repeated")
-    add("--test-sizes", type=_sizes, metavar="|".join(SIZES), help="comma-separated (default: small,medium)")
+    add("--test-sizes", type=_listed(parse_sizes), metavar="|".join(SIZES), help="comma-separated (small,medium)")
+    add("--checks", type=_listed(parse_checks), default=(), metavar="C", help=f"some of {', '.join(CHECKS)} (all)")
     add("--tolerance", type=_tolerance, metavar="X", help="atol = rtol = X instead of the table; recorded as such")
     add("--reason", metavar="TEXT", help="why --tolerance is looser than the source documents' table; recorded")
     add("--memory", type=_memory, default=math.inf, metavar="M", help="most a worker may take, as 2GiB (default: all)")
@@ -57,11 +58,14 @@ def add_options(parser: pytest.Parser) -> None:
     add("--progress", action="store_true", help="one progress bar instead of a letter a test")
 
 
-def _sizes(text: str) -> tuple[str, ...]:
-    try:
-        return parse_sizes(text)
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from error
+def _listed(known: Callable[[str], tuple[str, ...]]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        try:
+            return known(text)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    return parse
 
 
 def _tolerance(text: str) -> float:

@@ -1,0 +1,126 @@
+"""Sources that are declared two truths are two: by what the profiler saw of them, here and as committed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from observed_kernels import findings, main, observed, shortened, telling
+
+from refgrid.sources import Sources
+from refgrid_groundtruth import Unavailable
+
+COMMITTED = sorted((Path(__file__).parents[1] / "results" / "independence").glob("*.json"))
+X = torch.ones(2, 8)
+
+
+def own_name(source: str, _op: str) -> str:
+    return source
+
+
+def test_two_sources_of_one_kernel_are_found_and_named() -> None:
+    ran = {("rmsnorm", name): {"aten::mul", "flashinfer::norm::RMSNormKernel"} for name in ("flashinfer", "sglang")}
+
+    (told,) = findings(ran, own_name)
+
+    assert told == (
+        "rmsnorm: flashinfer and sglang both ran flashinfer::norm::RMSNormKernel, "
+        "but are declared two truths: flashinfer, and sglang"
+    )
+    assert not list(findings(ran, lambda *_: "norm.cuh"))
+
+
+def test_a_call_that_a_library_routes_to_another_is_seen_by_the_profiler() -> None:
+    def direct() -> Any:
+        return torch.nn.functional.rms_norm(X, (8,))
+
+    def routed() -> Any:
+        return torch.nn.RMSNorm(8)(X * 1)
+
+    def formula() -> Any:
+        return X * (X * X).mean(-1, keepdim=True).rsqrt()
+
+    calls = {"direct": direct, "routed": routed, "formula": formula}
+    ran = {("rmsnorm", name): observed(call) for name, call in calls.items()}
+
+    (told,) = findings(ran, own_name)
+
+    assert told.startswith("rmsnorm: direct and routed both ran aten::")
+    assert "rms_norm" in told
+    assert "aten::mul" in ran["rmsnorm", "formula"]
+
+
+def test_the_command_writes_what_it_saw_why_it_saw_nothing_else_and_ends_1_for_one_kernel(
+    tmp_path: Path, double: dict[str, Any], write_definition: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def adapter(name: str, _op: str, _device: str) -> Any:
+        if name == "absent":
+            raise Unavailable("missing", "absent is not installed")
+        return lambda x: {"y": torch.nn.functional.rms_norm(x, (4,))}
+
+    write_definition(double, 1)
+    names = ("one", "two", "absent")
+    table = tuple(SimpleNamespace(name=name, ops=("double",), distribution="torch") for name in names)
+    sources = Sources((SimpleNamespace(SOURCES=table, adapter=adapter),))
+    monkeypatch.setattr("observed_kernels.Sources", lambda: sources)
+    asked = ["--environment=local", "--device=cpu", f"--dataset={tmp_path}", str(tmp_path / "kept/local.json")]
+
+    done = CliRunner().invoke(main, asked)
+
+    told = json.loads((tmp_path / "kept/local.json").read_text())
+    assert done.exit_code == 1, done.output
+    assert "double: one and two both ran aten::" in done.output
+    assert [row["source"] for row in told["observed"]] == ["one", "two"]
+    assert told["unknown"] == {"absent, double_n4": "missing: absent is not installed"}
+
+
+def test_kernels_of_different_ops_and_elementary_ones_are_nothing_shared() -> None:
+    different = {("a", "one"): {"flashinfer::K"}, ("b", "two"): {"flashinfer::K"}}
+    pytorchs = {"aten::mm", "at::native::reduce_kernel", "nvjet_tst_64x8"}
+    elementary = {("a", "one"): pytorchs, ("a", "two"): pytorchs}
+
+    assert not list(findings(different, own_name))
+    assert not list(findings(elementary, own_name))
+    assert telling({"aten::mm", "aten::_scaled_dot_product_flash_attention", "_fwd_kernel"}) == {
+        "aten::_scaled_dot_product_flash_attention",
+        "_fwd_kernel",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        (
+            "void flashinfer::norm::RMSNormKernel<8u, __nv_bfloat16>(__nv_bfloat16*, float)",
+            "flashinfer::norm::RMSNormKernel",
+        ),
+        ("void at::native::(anonymous namespace)::cat<f<int>, 4>(int)", "at::native::cat"),
+        ("void cutlass::device_kernel<deep_gemm::A<cute::C<1>>>(P)", "cutlass::device_kernel<deep_gemm::A>"),
+        ("_fwd_kernel_stage1", "_fwd_kernel_stage1"),
+        ("aten::mul", "aten::mul"),
+    ],
+)
+def test_a_kernel_is_known_by_its_namespace_and_function(name: str, short: str) -> None:
+    assert shortened(name) == short
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_what_is_declared_today_agrees_with_what_was_observed(file: Path) -> None:
+    told = json.loads(file.read_text())
+    sources = Sources()
+    ran = {(row["op"], row["source"]): row["ran"].split() for row in told["observed"]}
+
+    assert ran
+    assert all(ran.values())
+    assert list(findings(ran, sources.kernel)) == []
+    for row in told["observed"]:
+        assert sources.kernel(row["source"], row["op"]) == row["declared"], f"{file.name} is stale: observe it anew"
+
+
+def test_something_was_observed_and_committed() -> None:
+    assert COMMITTED
