@@ -22,6 +22,7 @@ from pathlib import Path
 import xxhash
 from pydantic import TypeAdapter
 
+from refgrid.caching.adapters import Adapters
 from refgrid.caching.modules import Modules
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet, Definition, Workload
@@ -72,10 +73,9 @@ class Keys:
     def __init__(self, dataset: DataSet, sources: Sources, expected: ExpectedFailures, machine: Machine) -> None:
         self._dataset, self._sources, self._expected = dataset, sources, expected
         self._kept: dict[tuple[str, ...], str] = {}
-        self._modules: dict[tuple[str, str], tuple[Modules | None, list[str]]] = {}
-        self._packages: dict[str, Modules] = {"refgrid": Modules.of("refgrid")}
-        self._instrument = instrument_modules(self._packages["refgrid"])
-        self.run_parts = _run_parts(machine, self._packages["refgrid"].hash(self._instrument))
+        self._adapter_texts, self._own = Adapters(sources), Modules.of("refgrid")
+        self._instrument = instrument_modules(self._own)
+        self.run_parts = _run_parts(machine, self._own.hash(self._instrument))
 
     def key(self, case: Case, tolerance: str = TABLE) -> str:
         """The whole, as 16 hexadecimal digits."""
@@ -90,7 +90,7 @@ class Keys:
         if definition is None:
             return {"definition": "broken", "workload": _short(asdict(case))}
         return {
-            "definition": self._once("definition", case.definition, of=lambda: _definition_hash(definition)),
+            "definition": self._once("definition", case.definition, of=lambda: definition_hash(definition)),
             "reference": self._once("reference", case.definition, of=lambda: text_hash(definition.reference)),
             "adapter": self._adapters(case),
             "workload": self._workload(case),
@@ -100,8 +100,8 @@ class Keys:
 
     def edited(self, case: Case) -> bool:
         """Whether a file of the instrument or of the case's adapters was edited since its key was first asked for."""
-        called = (self._made_of(name, case.op) for name in self._called(case))
-        made_of = ((self._packages["refgrid"], self._instrument), *called)
+        called = (self._adapter_texts.made_of(name, case.op) for name in self._called(case))
+        made_of = ((self._own, self._instrument), *called)
         return any(package.edited(names) for package, names in made_of if package)
 
     def _once(self, *name: str, of: Callable[[], str]) -> str:
@@ -123,25 +123,8 @@ class Keys:
         return self._once("adapter", name, op, of=lambda: self._adapter_hash(name, op))
 
     def _adapter_hash(self, name: str, op: str) -> str:
-        package, modules = self._made_of(name, op)
-        if package is None:
-            return f"unknown {uuid.uuid4().hex[:12]}"  # equal to no other, so nothing is taken for unchanged
-        return _short([self._sources.origin(name, op).row, package.hash(modules)])
-
-    def _made_of(self, name: str, op: str) -> tuple[Modules | None, list[str]]:
-        if (name, op) not in self._modules:
-            try:
-                self._modules[name, op] = self._looked_up(name, op)
-            except LookupError:
-                self._modules[name, op] = (None, [])
-        return self._modules[name, op]
-
-    def _looked_up(self, name: str, op: str) -> tuple[Modules, list[str]]:
-        origin = self._sources.origin(name, op)
-        first = origin.modules[0].partition(".")[0]
-        if first not in self._packages:
-            self._packages[first] = Modules.of(first)
-        return self._packages[first], self._packages[first].reached(origin.modules, origin.apart)
+        """Equal to no other where nothing tells, so that nothing is taken for unchanged."""
+        return self._adapter_texts.hash(name, op) or f"unknown {uuid.uuid4().hex[:12]}"
 
     def _workload(self, case: Case) -> str:
         """A twin's constants are part of it, and so is what it reads from files."""
@@ -229,8 +212,8 @@ def _change(name: str, before: str, now: str) -> str:
     return f"{name} {before[:16] if name == 'reference' else before} -> {now[:16] if name == 'reference' else now}"
 
 
-def _definition_hash(definition: Definition) -> str:
-    """All but the reference, which is a part of its own, and the file's place."""
+def definition_hash(definition: Definition) -> str:
+    """Of all but the reference, which is a part of its own, and the file's place."""
     told = _DEFINITION.dump_python(definition, mode="json", exclude={"reference", "path"})
     return _short(told)
 
