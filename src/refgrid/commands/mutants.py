@@ -1,11 +1,10 @@
-"""`python -m refgrid.mutants`: plant every fault of the table at every small workload, and demand red."""
+"""The command `refgrid mutants`: plant every fault of the table at every small workload, and demand red."""
 
 from __future__ import annotations
 
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,19 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from refgrid.dataset.case import SIZES, parse_sizes
-from refgrid.mutants.kept import keep, read
-from refgrid.mutants.report import Report, Run, false_alarms, rows, unsound
-from refgrid.mutants.table import MutantError, load_mutants
 
 if TYPE_CHECKING:
-    from refgrid.mutants.running import Task, Told
+    from refgrid.mutants.campaign import Campaign
+    from refgrid.mutants.report import Report, Run
+    from refgrid.mutants.running import Task
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--only", multiple=True, metavar="GLOB", help="Only mutants whose id fits, 'moe: *'; may be repeated.")
-@click.option("--test-sizes", default="small", show_default=True, metavar="|".join(SIZES), help="Comma-separated.")
+@click.option(
+    "--sizes", "--test-sizes", default="small", show_default=True, metavar="|".join(SIZES), help="Comma-separated."
+)
 @click.option("-n", "processes", type=click.IntRange(min=1), default=1, show_default=True, help="How many processes.")
 @click.option(
     "--timeout",
@@ -43,64 +43,52 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--output",
     type=_FOLDER,
-    help="Folder whose mutants.md and mutants.json take what was judged, and keep the rest (default: none is written).",
+    help="Folder whose mutants.md and mutants.json take what is judged; what they hold and nothing has changed of is "
+    "not planted again (default: none is written).",
 )
-def main(
+@click.option("--again", is_flag=True, help="Plant also what --output holds already.")
+def mutants(
     only: tuple[str, ...],
-    test_sizes: str,
+    sizes: str,
     processes: int,
     timeout: int,
     device: str,
     dataset: Path,
     output: Path | None,
+    *,
+    again: bool,
 ) -> None:
     """Plant faults into references and adapters and demand that each turns a case red.
 
-    Ends 1 when a mutant survives, 2 when none could be planted.
+    Ends 1 when a mutant survives, 2 when none could be planted. What was judged before it was ended is kept.
     """
-    started = time.perf_counter()
+    from refgrid.mutants.campaign import Asked, Campaign  # with torch, once the options are known to be right
+    from refgrid.mutants.running import demand_device
+    from refgrid.mutants.table import MutantError
+
+    started, console = time.perf_counter(), Console()
     try:
-        table = load_mutants(dataset / "mutants")
-        if output is not None:
-            read(output, table, ())  # to refuse a broken file before the work, not after
-        report = _report(dataset.absolute(), only, test_sizes, device, processes=processes, limit=timeout)
+        environment = _environment(demand_device(device))
+        asked = Asked(dataset.absolute(), only, parse_sizes(sizes), device, output, environment, again=again)
+        report = _with_progress(Campaign(asked), processes, timeout)
     except (MutantError, ValueError) as error:
         raise click.UsageError(str(error)) from error
-    console = Console()
     show(report, console)
     if output is not None:
-        for file in keep(report, output, table):
-            console.print(f"written: {file}", style="dim", markup=False)
+        console.print(f"written: {output / 'mutants.md'} and mutants.json", style="dim", markup=False)
     console.print(f"{time.perf_counter() - started:.0f} s", style="dim")
     sys.exit(report.exit_code)
 
 
-def _report(root: Path, only: Sequence[str], test_sizes: str, device: str, *, processes: int, limit: int) -> Report:
-    from refgrid.dataset.definition import load_dataset  # with torch, once the options are known to be right
-    from refgrid.mutants.baseline import CHECKS
-    from refgrid.mutants.running import chosen, demand_device, demand_plantable, self_tests, tasks
-
-    wanted, gpu = parse_sizes(test_sizes), demand_device(device)
-    here, elsewhere = chosen(root, only, device)
-    data = load_dataset(root)
-    demand_plantable(data, [*here, *elsewhere])
-    todo = tasks(root, data, here, wanted, device)
-    told = _with_progress(todo, processes, limit)
-    run = Run(device, wanted, _environment(gpu), false_alarms(told, CHECKS), unsound(told))
-    return Report(rows(here, told, self_tests(data, here, limit), run), tuple(elsewhere), CHECKS)
-
-
-def _with_progress(todo: Sequence[Task], processes: int, limit: int) -> list[tuple[Task, Told]]:
-    from refgrid.mutants.running import run
-
+def _with_progress(campaign: Campaign, processes: int, limit: int) -> Report:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("workloads", total=len(todo))
-        found = []
-        for task, told in run(todo, processes, limit):
+        bar = progress.add_task("workloads", total=len(campaign.todo))
+
+        def tell(task: Task) -> None:
             progress.update(bar, advance=1, description=f"{task.place.definition} {task.workload}"[:60])
-            found.append((task, told))
-    return found
+
+        return campaign.run(processes, limit, tell)
 
 
 def _environment(gpu: str) -> dict[str, str]:
@@ -123,26 +111,26 @@ def _version(distribution: str) -> str:
 
 
 def show(report: Report, console: Console) -> None:
-    """Families first, then every mutant that is not simply caught, then the sum."""
-    table = Table("op_type", "caught", "of", *report.checks, title="faults caught")
-    for name, (caught, held, fixed) in report.families.items():
-        table.add_row(name, str(caught), str(held), *map(str, fixed))
-    console.print(table)
-    for row in report.rows:
-        if row.fate != "caught":
-            style = "red" if row.fate in ("survived", "seen") else "yellow"
-            console.print(
-                f"{row.fate}: {row.mutant.id} ({row.told or 'nothing ran'}): {row.reason}", style=style, markup=False
-            )
+    """Families first, then every mutant that is not simply caught, then the sums."""
+    for column in report.columns:
+        table = Table("op_type", "caught", "of", *report.checks, title=f"faults caught, {column.name}")
+        for name, (caught, held, fixed) in column.families.items():
+            table.add_row(name, str(caught), str(held), *map(str, fixed))
+        console.print(table)
+    failed = report.failed
+    for row in (row for row in report.rows if row.fate != "caught"):
+        told = f"{row.fate}, {' '.join(row.column)}: {row.mutant.id} ({row.told or 'nothing ran'}): {row.reason}"
+        console.print(told, style="red" if row in failed else "yellow", markup=False)
     for run in report.runs:
-        for check, (red, of) in run.false_alarms.items():
-            console.print(
-                f"{check}: red for the sound code at {red} of {of} workloads, where it proves nothing", style="dim"
-            )
-        for line in run.unsound:
-            console.print(f"held to nothing, red for the sound code too: {line}", style="yellow", markup=False)
-    console.print(report.summary, style={0: "bold green", 1: "bold red", 2: "bold yellow"}[report.exit_code])
+        _show_sound(run, console)
+    for line in report.summary:
+        console.print(line, style={0: "bold green", 1: "bold red", 2: "bold yellow"}[report.exit_code], markup=False)
 
 
-if __name__ == "__main__":
-    main()
+def _show_sound(run: Run, console: Console) -> None:
+    """Where the sound code is red."""
+    for check, (red, of) in run.false_alarms.items():
+        told = f"{check}: red for the sound code at {red} of {of} workloads, where it proves nothing"
+        console.print(told, style="dim")
+    for line in run.unsound:
+        console.print(f"held to nothing, red for the sound code too: {line}", style="yellow", markup=False)
