@@ -105,7 +105,7 @@ def instrument(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Plant faults into references and adapters, and demand that each turns a case red; needs no GPU."""
     _install(session, "cpu")
-    session.run("python", "-m", "refgrid.mutants", "-n2", *(session.posargs or ["--output=results/mutants"]))
+    session.run("refgrid", "mutants", "-n2", "--output=results/mutants", *session.posargs)
 
 
 @nox.session(default=False)

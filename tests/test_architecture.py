@@ -154,7 +154,7 @@ PARTS: dict[str, set[str]] = {
     "overlays": {"environments"},
     "calibration": {"dataset", "environments", "proving", "records", "running"},
     "warming": {"dataset"},
-    "mutants": {"dataset", "proving", "records", "report"},
+    "mutants": {"caching", "dataset", "proving", "records", "report"},
 }
 
 

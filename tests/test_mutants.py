@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,18 @@ from click.testing import CliRunner, Result
 from guards import ROOT, Here, bench_of, published, table
 
 import refgrid_groundtruth
+from refgrid.cli import main as refgrid
+from refgrid.commands.mutants import mutants as main
 from refgrid.mutants import baseline
-from refgrid.mutants.__main__ import main
 from refgrid.mutants.judging import roundings
 from refgrid.mutants.planting import planted_adapters, self_test
+from refgrid.mutants.running import run
 from refgrid.mutants.table import Mutant, MutantError, load_mutants
 
 Write = Callable[..., Path]
 
 PLACE = '[places.norm]\ndefinition = "rmsnorm_h128"\nworkload = "edge_b5_quiet"\nsource = "torch"\n'
+FEW = ('"edge_b5_quiet"', '"b2528"')  # a small workload and one of medium size
 EPS = {"name": "eps tenfold", "at": "norm", "sound": "eps=1e-06", "broken": "eps=1e-05", "told": "output is off"}
 NORMS = "refgrid_groundtruth.torch.norm"
 PLUS = {"name": "weight plus one", "at": "norm", "before": "weight = weight + 1", "told": "output is off"}
@@ -38,12 +42,14 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(tmp_path: Path) -> Write:
     """A data set of one norm, with the mutants that are given."""
 
-    def written(*mutants: dict[str, str], without: str = "", places: str = PLACE) -> Path:
+    def written(*mutants: dict[str, str], without: str = "", places: str = PLACE, few: bool = False) -> Path:
         for kind, end in (("definitions", "json"), ("workloads", "jsonl")):
             file = tmp_path / kind / "rmsnorm" / f"rmsnorm_h128.{end}"
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = (ROOT / kind / "rmsnorm" / file.name).read_text().splitlines()
-            file.write_text("\n".join(line for line in lines if not without or without not in line))
+            wanted = (line for line in lines if not without or without not in line)
+            few_of = (line for line in wanted if not few or end == "json" or any(each in line for each in FEW))
+            file.write_text("\n".join(few_of))
         (tmp_path / "mutants").mkdir(exist_ok=True)
         entries = "".join(
             "\n[[mutants]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in mutant.items())
@@ -67,11 +73,11 @@ def test_a_mutant_that_is_caught_is_written_with_its_verdicts_and_the_command_su
     assert done.exit_code == 0, done.output
     assert "caught 1 of 1" in done.output
     data = json.loads((root / "out" / "mutants.json").read_text())
-    (mutant,) = data["mutants"]
-    seen = mutant["workloads"]["edge_b5_quiet"]
-    assert mutant["fate"] == "caught"
+    (told,) = (one["verdicts"][0] for one in data["mutants"])
+    seen = told["workloads"]["edge_b5_quiet"]
+    assert (told["device"], told["size"], told["fate"]) == ("cpu", "small", "caught")
     assert (seen["fate"], seen["verdict"], seen["against"]) == ("caught", "mismatch", "torch")
-    assert mutant["workloads"]["edge_b13"]["fate"] in ("same", "rounding")  # a row of unit variance hides it
+    assert told["workloads"]["edge_b13"]["fate"] in ("same", "rounding")  # a row of unit variance hides it
     assert "| rmsnorm: eps tenfold |" in (root / "out" / "mutants.md").read_text()
 
 
@@ -95,8 +101,80 @@ def test_a_second_run_keeps_the_mutants_that_it_did_not_judge(write: Write) -> N
     both = json.loads(kept.read_text())
     assert done.exit_code == 0, done.output
     assert both["mutants"][0] == first["mutants"][0]
-    assert [one["fate"] for one in both["mutants"]] == ["survived", "caught"]
+    assert [one["verdicts"][0]["fate"] for one in both["mutants"]] == ["survived", "caught"]
     assert both["exit_code"] == 1
+
+
+def edit(root: Path, kind: str, old: str, new: str) -> None:
+    (file,) = (root / kind / "rmsnorm").iterdir()
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def test_what_nothing_has_changed_of_is_not_planted_again(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(*_: object) -> None:
+        raise RuntimeError("something was planted")
+
+    root = write(EPS, PLUS, few=True)
+    first = command(root, f"--output={root / 'out'}")
+    kept = (root / "out" / "mutants.json").read_bytes()
+    monkeypatch.setattr("refgrid.mutants.running.judged", planted)
+
+    again = command(root, f"--output={root / 'out'}")
+
+    assert again.exit_code == first.exit_code == 0, again.output
+    assert "caught 2 of 2" in again.output
+    assert (root / "out" / "mutants.json").read_bytes() == kept
+    assert "something was planted" in str(command(root, f"--output={root / 'out'}", "--again").exception)
+
+
+def test_a_mutant_whose_reference_has_changed_is_planted_again(write: Write) -> None:
+    root, file = write(EPS, PLUS, few=True), Path("out", "mutants.json")
+    command(root, f"--output={root / 'out'}")
+    before = json.loads((root / file).read_text())
+    edit(root, "definitions", "def run(", "# another text\\ndef run(")
+
+    command(root, f"--output={root / 'out'}", "--only=*eps*")
+
+    eps, plus = json.loads((root / file).read_text())["mutants"]
+    old_eps, old_plus = before["mutants"]
+    assert plus == old_plus, "not asked for"
+    assert eps["verdicts"][0]["parts"]["reference"] != old_eps["verdicts"][0]["parts"]["reference"]
+    assert json.loads((root / file).read_text())["older"] == {"reference": 1}
+    assert "- 1 verdicts are of another reference than today's" in (root / "out" / "mutants.md").read_text()
+
+
+def test_each_size_has_a_verdict_of_its_own_and_a_run_at_one_keeps_the_other(write: Write) -> None:
+    root = write(PLUS, few=True)
+    command(root, f"--output={root / 'out'}")
+
+    done = command(root, f"--output={root / 'out'}", "--sizes=small,medium")
+
+    (mutant,) = json.loads((root / "out" / "mutants.json").read_text())["mutants"]
+    assert [(one["size"], one["run"]) for one in mutant["verdicts"]] == [("small", 0), ("medium", 1)], done.output
+    assert "| planted in | cpu small | cpu medium |" in (root / "out" / "mutants.md").read_text()
+
+
+def test_what_was_done_before_the_end_is_kept(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(PLUS, few=True)
+
+    def killed(todo: Any, *_: Any) -> Any:
+        yield from run(todo[:-1], 1, 600)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refgrid.mutants.campaign.run", killed)
+
+    assert command(root, f"--output={root / 'out'}", "--sizes=small,medium").exit_code == 1
+
+    (mutant,) = json.loads((root / "out" / "mutants.json").read_text())["mutants"]
+    assert [one["size"] for one in mutant["verdicts"]] == ["small"], "medium was not done"
+
+
+def test_it_is_a_command_of_refgrid() -> None:
+    done = CliRunner().invoke(refgrid, ["mutants", "--help"])
+
+    assert done.exit_code == 0
+    assert "Plant faults into references and adapters" in done.output
 
 
 def test_a_file_that_is_no_report_is_refused_before_the_work(write: Write) -> None:
@@ -116,7 +194,7 @@ def test_a_survivor_makes_the_command_fail_and_is_named(write: Write) -> None:
     done = command(root)
 
     assert done.exit_code == 1
-    assert "survived: rmsnorm: eps tenfold" in done.output
+    assert "survived, cpu small: rmsnorm: eps tenfold" in done.output
     assert "caught 0 of 1" in done.output
 
 
@@ -126,7 +204,7 @@ def test_an_equivalent_mutant_that_is_seen_makes_the_command_fail(write: Write) 
     done = command(write({**without_told, "equivalent": "eps is small"}))
 
     assert done.exit_code == 1
-    assert "seen: rmsnorm: eps tenfold" in done.output
+    assert "seen, cpu small: rmsnorm: eps tenfold" in done.output
 
 
 def test_an_equivalent_mutant_counts_neither_as_caught_nor_as_survived(write: Write) -> None:
@@ -143,10 +221,12 @@ def test_mutants_of_another_device_are_told_and_not_run(write: Write) -> None:
     kernel = {"adapter": "refgrid_groundtruth.flashinfer.norm", "sound": "weight, eps)}", "broken": "eps, weight)}"}
     gpu = {"name": "weight and eps", "at": "kernel", "told": "off", "device": "cuda", **kernel}
 
-    assert "caught 1 of 1, 1 for another device" in command(write(EPS, gpu, places=place)).output
+    both = command(write(EPS, gpu, places=place)).output
+    assert "caught 1 of 1;" in both
+    assert "1 for another device" in both
     alone = command(write(gpu, places=place))
     assert alone.exit_code == 2
-    assert "caught 0 of 0" in alone.output
+    assert "nothing was planted" in alone.output
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from guards import published, table, write_products
 
-from refgrid.mutants.__main__ import main
+from refgrid.commands.mutants import mutants as main
 from refgrid.mutants.baseline import BASELINES, CHECKS, OWN_INPUTS
 from refgrid.mutants.judging import Held, Judgement
 from refgrid.mutants.running import Task, Told, judged, self_tests
@@ -131,7 +131,7 @@ def test_the_command_survives_its_mutants(tmp_path: Path) -> None:
 
     assert done.exit_code == 1, done.output  # of the mutant that changes nothing
     data = json.loads((tmp_path / "mutants.json").read_text())
-    found = {one["id"].removeprefix("gemm: "): one["workloads"]["edge_m129"] for one in data["mutants"]}
+    found = {one["id"].removeprefix("gemm: "): one["verdicts"][0]["workloads"]["edge_m129"] for one in data["mutants"]}
     assert {name: one.get("verdict") or one["fate"] for name, one in found.items()} == {
         "SIGSEGV": "crash",
         "SIGKILL": "oom",

@@ -6,24 +6,37 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
-from guards import ROOT, table
+from guards import ROOT, published, table
 
+from refgrid.dataset.case import SIZES, Size
+from refgrid.mutants import report as report_parts
 from refgrid.mutants.baseline import CHECKS
-from refgrid.mutants.judging import Judgement
-from refgrid.mutants.kept import keep, merged, read, to_dict, to_json, write_files
-from refgrid.mutants.report import Report, Run, false_alarms, rows, unsound
+from refgrid.mutants.judging import Fate, Judgement
+from refgrid.mutants.kept import aged, keep, merged, read, settled, to_dict, to_json, write_files
+from refgrid.mutants.parts import Parts
+from refgrid.mutants.report import Report, Row, Run, differing, false_alarms, plain, rows, unsound
 from refgrid.mutants.running import Task, Told
 from refgrid.mutants.table import Mutant, MutantError
+from refgrid.sources import Sources
 
+KEPT = ROOT / "results" / "mutants"
 TABLE = list(table().values())
 ONE, TWO, GPU = TABLE[0], TABLE[1], next(mutant for mutant in TABLE if mutant.device == "cuda")
 ALARMS = dict.fromkeys(CHECKS, (1, 2))
-CPU = Run("cpu", ("small",), {"python": "3"}, ALARMS, ("gemm_n1 m1, torch: crash: killed by SIGSEGV",))
-CUDA = Run("cuda", ("small", "medium"), {"gpu": "NVIDIA H200", "python": "3"}, ALARMS)
+CPU = Run("2026-11-21", "cpu", ("small",), {"python": "3"}, ALARMS, ("gemm_n1 m1, torch: crash: killed by SIGSEGV",))
+CUDA = Run("2026-11-22", "cuda", ("small", "medium"), {"gpu": "NVIDIA H200", "python": "3"}, ALARMS)
 CAUGHT = Judgement("edge", "caught", "mismatch", "torch", "a line\nand another", 0.5, {"document 1": True})
 ABSENT = Judgement("edge", "not-run", reason="missing")
+
+
+PARTS = dict.fromkeys(report_parts.PARTS, "1")
+
+
+def parts(_mutant: Mutant, _device: str, _size: str) -> dict[str, str]:
+    return PARTS
 
 
 def report(run: Run, found: Mapping[str, Judgement], elsewhere: Sequence[Mutant] = ()) -> Report:
@@ -33,18 +46,56 @@ def report(run: Run, found: Mapping[str, Judgement], elsewhere: Sequence[Mutant]
         for mutant in here
         for alarms in [{mutant.where.source: {"document 1": False}}]
     ]
-    return Report(rows(here, told, {}, run), tuple(elsewhere), CHECKS)
+    return Report(tuple(replace(row, parts=PARTS) for row in rows(here, told, {}, run)), tuple(elsewhere), CHECKS)
 
 
 ON_CPU = report(CPU, {ONE.id: CAUGHT, TWO.id: replace(CAUGHT, verdict="error")}, [GPU])
 
 
 def test_the_kept_report_is_of_these_mutants_and_none_survived() -> None:
-    kept = json.loads((ROOT / "results" / "mutants" / "mutants.json").read_text())
+    kept = json.loads((KEPT / "mutants.json").read_text())
     known = {one["id"]: one["digest"] for one in (*kept["mutants"], *kept["elsewhere"])}
 
     assert known == {mutant.id: mutant.digest for mutant in table().values()}, "stale: nox -s mutants"
     assert kept["exit_code"] == 0
+
+
+def of_another(rows: Sequence[Row], today: Parts) -> list[str]:
+    """Verdicts on code that is no longer there: of another text of the reference, or another adapter."""
+    found = [(row, differing(row.parts, today.of(row.mutant, *row.column))) for row in rows]
+    return [f"{row.mutant.id}, {' '.join(row.column)}: {', '.join(names)}" for row, names in found if decides(names)]
+
+
+def decides(names: Sequence[str]) -> bool:
+    return not set(names).isdisjoint(report_parts.DECIDING)
+
+
+def test_the_kept_verdicts_are_about_todays_references_and_adapters() -> None:
+    assert of_another(read(KEPT, TABLE, CHECKS).rows, Parts(published(), Sources())) == [], "stale: nox -s mutants"
+
+
+def test_a_verdict_on_another_reference_or_adapter_is_stale_and_one_under_another_tolerance_is_told() -> None:
+    today = Parts(published(), Sources())
+    row = replace(ON_CPU.rows[0], parts=today.of(ONE, "cpu", "small"))
+    other = {name: replace(row, parts={**row.parts, name: "0"}) for name in report_parts.PARTS}
+
+    assert of_another([row], today) == []
+    assert [name for name, each in other.items() if of_another([each], today)] == ["reference", "adapter"]
+    found = aged(replace(ON_CPU, rows=tuple(other.values())), today.of)
+    assert found.older == dict.fromkeys(report_parts.PARTS, 1)
+    assert "1 verdicts are of another tolerance than today's" in found.summary
+
+
+def test_parts_tell_one_place_device_and_size_from_another() -> None:
+    today, other = Parts(published(), Sources()), next(each for each in TABLE if each.op_type != ONE.op_type)
+    told = today.of(ONE, "cpu", "small")
+
+    def changed(mutant: Mutant, device: str, size: Size) -> tuple[str, ...]:
+        return differing(told, today.of(mutant, device, size))
+
+    assert changed(ONE, "cuda", "small") == ("tolerance",)
+    assert changed(ONE, "cpu", "medium") == ("workloads",)
+    assert set(changed(other, "cpu", "small")) >= {"reference", "adapter", "definition", "workloads", "tolerance"}
 
 
 def test_what_is_written_reads_back_equal_and_has_one_line_a_mutant(tmp_path: Path) -> None:
@@ -55,7 +106,7 @@ def test_what_is_written_reads_back_equal_and_has_one_line_a_mutant(tmp_path: Pa
     assert read(tmp_path, TABLE, CHECKS) == ON_CPU
     assert file.read_text() == to_json(to_dict(read(tmp_path, TABLE, CHECKS))), "a diff would show what did not change"
     assert [line["id"] for line in lines] == [ONE.id, TWO.id, GPU.id]
-    assert "- On cpu, sizes small: python 3." in page.read_text()
+    assert "- 2026-11-21 on cpu, sizes small: python 3." in page.read_text()
     assert "no mutant was held to this: gemm\\_n1 m1, torch: crash" in page.read_text()
 
 
@@ -66,24 +117,30 @@ def test_a_report_without_mutants_is_json_too() -> None:
 
 
 def test_the_kept_report_is_as_the_command_writes_it() -> None:
-    kept = (ROOT / "results" / "mutants" / "mutants.json").read_text()
+    kept = (KEPT / "mutants.json").read_text()
 
     assert kept == to_json(json.loads(kept))
-    assert kept == to_json(to_dict(read(ROOT / "results" / "mutants", TABLE, CHECKS)))
+    assert kept == to_json(to_dict(read(KEPT, TABLE, CHECKS)))
 
 
-def test_a_run_on_a_gpu_adds_and_replaces_what_it_judged_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_a_run_on_a_gpu_stands_beside_what_a_cpu_has_shown(tmp_path: Path) -> None:
     write_files(ON_CPU, tmp_path)
 
-    page, _ = keep(report(CUDA, {TWO.id: replace(CAUGHT, verdict="crash"), GPU.id: CAUGHT}), tmp_path, TABLE)
+    page, _ = keep(report(CUDA, {TWO.id: replace(CAUGHT, verdict="crash"), GPU.id: CAUGHT}), tmp_path, TABLE, parts)
 
-    found = {row.mutant.id: row for row in read(tmp_path, TABLE, CHECKS).rows}
-    assert found[ONE.id] == ON_CPU.rows[0]
-    assert {name: row.run.device for name, row in found.items()} == {ONE.id: "cpu", TWO.id: "cuda", GPU.id: "cuda"}
-    assert found[TWO.id].judged[0]["verdict"] == "crash"
+    found = {row.key: row for row in read(tmp_path, TABLE, CHECKS).rows}
+    assert list(found) == [
+        (ONE.id, "cpu", "small"),
+        (TWO.id, "cpu", "small"),
+        (TWO.id, "cuda", "small"),
+        (GPU.id, "cuda", "small"),
+    ]
+    assert [found[each.key] for each in ON_CPU.rows] == list(ON_CPU.rows)
+    assert found[TWO.id, "cuda", "small"].judged[0]["verdict"] == "crash"
     assert read(tmp_path, TABLE, CHECKS).elsewhere == ()
-    assert "- On cuda, sizes small, medium: gpu NVIDIA H200, python 3." in page.read_text()
-    assert "| cuda | caught | 1 crash |" in page.read_text()
+    assert "- 2026-11-22 on cuda, sizes small, medium: gpu NVIDIA H200, python 3." in page.read_text()
+    assert "| planted in | cpu small | cuda small |" in page.read_text()
+    assert "| caught: 1 error | caught: 1 crash |" in page.read_text()
 
 
 def test_a_later_run_on_a_cpu_keeps_what_a_gpu_has_shown() -> None:
@@ -96,11 +153,44 @@ def test_a_later_run_on_a_cpu_keeps_what_a_gpu_has_shown() -> None:
     assert found.elsewhere == ()
 
 
+def test_a_mutant_of_the_table_that_nobody_has_judged_is_told() -> None:
+    found = merged(ON_CPU, report(CPU, {}), TABLE[:3])
+
+    assert found.waiting == (TABLE[2].id,)
+    assert found.summary[-1] == f"1 not judged as they stand today, such as {TABLE[2].id!r}"
+
+
 def test_a_mutant_that_could_not_run_keeps_the_verdict_that_it_had() -> None:
-    again = merged(ON_CPU, report(CUDA, {ONE.id: ABSENT, GPU.id: ABSENT}), TABLE)
+    again = merged(ON_CPU, report(CPU, {ONE.id: ABSENT, GPU.id: ABSENT}), TABLE)
 
     assert {row.mutant.id: row.fate for row in again.rows} == {ONE.id: "caught", TWO.id: "caught", GPU.id: "not-run"}
     assert again.rows[0] == ON_CPU.rows[0]
+
+
+def test_what_could_not_run_is_tried_again_and_so_is_what_another_environment_has_judged() -> None:
+    some = merged(ON_CPU, report(CPU, {GPU.id: ABSENT}), TABLE)
+
+    assert settled(some, "cpu", CPU.environment, parts) == {(ONE.id, "small"), (TWO.id, "small")}
+    assert settled(some, "cuda", CPU.environment, parts) == set()
+    assert settled(some, "cpu", {"python": "4"}, parts) == set()
+
+
+@pytest.mark.parametrize(
+    ("small", "medium", "failed"),
+    [
+        pytest.param("caught", "survived", 0, id="caught at small"),
+        pytest.param("survived", "caught", 1, id="not at small"),
+        pytest.param("not-run", "survived", 1, id="at medium alone"),
+    ],
+)
+def test_a_mutant_has_to_be_caught_at_the_smallest_size_at_which_it_runs(small: str, medium: str, failed: int) -> None:
+    (row,) = report(CPU, {ONE.id: CAUGHT}).rows
+    judged = [(plain(replace(CAUGHT, fate=cast(Fate, fate))),) for fate in (small, medium)]
+    found = Report(
+        tuple(replace(row, size=size, judged=one) for size, one in zip(SIZES, judged, strict=False)), (), CHECKS
+    )
+
+    assert len(found.failed) == found.exit_code == failed
 
 
 def test_evidence_of_another_fault_is_not_kept(tmp_path: Path) -> None:
@@ -118,7 +208,7 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "mutants.json").write_text(text)
 
     with pytest.raises(MutantError, match="is no report that this version can add to"):
-        keep(ON_CPU, tmp_path, TABLE)
+        keep(ON_CPU, tmp_path, TABLE, parts)
 
 
 def test_what_is_red_for_the_sound_code_is_counted_once_a_workload_and_proves_nothing() -> None:

@@ -21,6 +21,7 @@ from refgrid.commands.ci import ci
 from refgrid.commands.due import due, explain
 from refgrid.commands.environments import check_environments, lock, record_failure
 from refgrid.commands.keep import keep
+from refgrid.commands.mutants import mutants
 from refgrid.commands.scaling import scaling
 from refgrid.commands.soak import run_soak, soak
 from refgrid.commands.warm import warm
@@ -150,6 +151,7 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     from refgrid.records.record import RecordError
     from refgrid.report.kept_columns import read_columns
     from refgrid.report.matrix import assemble, write_files
+    from refgrid.report.soak_age import ages
     from refgrid.report.terminal import print_matrix
 
     published = _published(dataset)
@@ -158,9 +160,12 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     try:
         columns = read_columns(results, kept := output / ".digests", today)
         built = assemble(columns, _declared(environments), op_types)
+        soaked = list(ages(results / "soak", today))
     except (RecordError, ValueError) as error:
         _fail(str(error))
     print_matrix(built, Console(), kept, by_definition=by_definition)
+    for line in soaked:
+        click.echo(line)
     try:
         for file in write_files(built, output):
             click.echo(f"written: {file}")
@@ -182,6 +187,7 @@ main.add_command(ci)
 main.add_command(due)
 main.add_command(explain)
 main.add_command(here)
+main.add_command(mutants)
 main.add_command(run)
 main.add_command(run_soak)
 main.add_command(soak)

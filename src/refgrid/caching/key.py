@@ -22,6 +22,7 @@ from pathlib import Path
 import xxhash
 from pydantic import TypeAdapter
 
+from refgrid.caching.adapters import Adapters
 from refgrid.caching.modules import Modules
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet, Definition, Workload
@@ -72,25 +73,24 @@ class Keys:
     def __init__(self, dataset: DataSet, sources: Sources, expected: ExpectedFailures, machine: Machine) -> None:
         self._dataset, self._sources, self._expected = dataset, sources, expected
         self._kept: dict[tuple[str, ...], str] = {}
-        self._modules: dict[tuple[str, str], tuple[Modules | None, list[str]]] = {}
-        self._packages: dict[str, Modules] = {"refgrid": Modules.of("refgrid")}
-        self._instrument = instrument_modules(self._packages["refgrid"])
-        self.run_parts = _run_parts(machine, self._packages["refgrid"].hash(self._instrument))
+        self._adapter_texts, self._own = Adapters(sources), Modules.of("refgrid")
+        self._instrument = instrument_modules(self._own)
+        self.run_parts = _run_parts(machine, self._own.hash(self._instrument))
 
     def key(self, case: Case, tolerance: str = TABLE) -> str:
         """The whole, as 16 hexadecimal digits."""
         return self._once("key", case.id, tolerance, of=lambda: self._whole(case, tolerance))
 
     def _whole(self, case: Case, tolerance: str) -> str:
-        return _short([self._once("run", of=lambda: _short(self.run_parts)), self.parts(case, tolerance)], 16)
+        return short([self._once("run", of=lambda: short(self.run_parts)), self.parts(case, tolerance)], 16)
 
     def parts(self, case: Case, tolerance: str = TABLE) -> dict[str, str]:
         """The parts of one case. A case without a usable definition has a key that no other case has."""
         definition = self._dataset.definitions.get(case.definition)
         if definition is None:
-            return {"definition": "broken", "workload": _short(asdict(case))}
+            return {"definition": "broken", "workload": short(asdict(case))}
         return {
-            "definition": self._once("definition", case.definition, of=lambda: _definition_hash(definition)),
+            "definition": self._once("definition", case.definition, of=lambda: definition_hash(definition)),
             "reference": self._once("reference", case.definition, of=lambda: text_hash(definition.reference)),
             "adapter": self._adapters(case),
             "workload": self._workload(case),
@@ -100,8 +100,8 @@ class Keys:
 
     def edited(self, case: Case) -> bool:
         """Whether a file of the instrument or of the case's adapters was edited since its key was first asked for."""
-        called = (self._made_of(name, case.op) for name in self._called(case))
-        made_of = ((self._packages["refgrid"], self._instrument), *called)
+        called = (self._adapter_texts.made_of(name, case.op) for name in self._called(case))
+        made_of = ((self._own, self._instrument), *called)
         return any(package.edited(names) for package, names in made_of if package)
 
     def _once(self, *name: str, of: Callable[[], str]) -> str:
@@ -112,7 +112,7 @@ class Keys:
     def _adapters(self, case: Case) -> str:
         """All that serve the op, and its referee, where sources are held against each other, else the case's own."""
         told = [f"{name} {self._adapter(name, case.op)}" for name in self._called(case)]
-        return self._once("adapters", *told, of=lambda: _short(told)) if told else NONE
+        return self._once("adapters", *told, of=lambda: short(told)) if told else NONE
 
     def _called(self, case: Case) -> tuple[str, ...]:
         if case.check == "agreement":
@@ -123,43 +123,25 @@ class Keys:
         return self._once("adapter", name, op, of=lambda: self._adapter_hash(name, op))
 
     def _adapter_hash(self, name: str, op: str) -> str:
-        package, modules = self._made_of(name, op)
-        if package is None:
-            return f"unknown {uuid.uuid4().hex[:12]}"  # equal to no other, so nothing is taken for unchanged
-        return _short([self._sources.origin(name, op).row, package.hash(modules)])
-
-    def _made_of(self, name: str, op: str) -> tuple[Modules | None, list[str]]:
-        if (name, op) not in self._modules:
-            try:
-                self._modules[name, op] = self._looked_up(name, op)
-            except LookupError:
-                self._modules[name, op] = (None, [])
-        return self._modules[name, op]
-
-    def _looked_up(self, name: str, op: str) -> tuple[Modules, list[str]]:
-        origin = self._sources.origin(name, op)
-        first = origin.modules[0].partition(".")[0]
-        if first not in self._packages:
-            self._packages[first] = Modules.of(first)
-        return self._packages[first], self._packages[first].reached(origin.modules, origin.apart)
+        """Equal to no other where nothing tells, so that nothing is taken for unchanged."""
+        return self._adapter_texts.hash(name, op) or f"unknown {uuid.uuid4().hex[:12]}"
 
     def _workload(self, case: Case) -> str:
         """A twin's constants are part of it, and so is what it reads from files."""
         row = self._once("workload", case.definition, case.workload, of=lambda: self._row(case))
-        return _short([row, case.check, case.source, case.size, case.seed, case.twin])
+        return short([row, case.check, case.source, case.size, case.seed, case.twin])
 
     def _row(self, case: Case) -> str:
         workload = next((w for w in self._dataset.workloads[case.definition] if w.uuid == case.workload), None)
         if workload is None:
             return NONE
-        paths = sorted({spec.path for spec in workload.inputs.values() if spec.path})
-        return _short([_WORKLOAD.dump_python(workload, mode="json"), [_content(self._dataset.root / p) for p in paths]])
+        return workload_row(workload, self._dataset.root)
 
     def _expectation(self, case: Case) -> str:
         covering = [
             entry.model_dump(mode="json") for entry in self._expected.entries if entry.covers(case.name, case.seed)
         ]
-        return _short(covering) if covering else NONE
+        return short(covering) if covering else NONE
 
 
 def _run_parts(machine: Machine, instrument: str) -> dict[str, str]:
@@ -167,7 +149,7 @@ def _run_parts(machine: Machine, instrument: str) -> dict[str, str]:
     environment, lock = machine.environment, machine.lock
     return {
         "instrument": instrument[:12],
-        "lock": _short(lock.read_text(encoding="utf-8")) if lock.is_file() else NONE,
+        "lock": short(lock.read_text(encoding="utf-8")) if lock.is_file() else NONE,
         "python": environment.python,
         "platform": environment.platform,
         "torch": environment.torch or NONE,
@@ -229,10 +211,16 @@ def _change(name: str, before: str, now: str) -> str:
     return f"{name} {before[:16] if name == 'reference' else before} -> {now[:16] if name == 'reference' else now}"
 
 
-def _definition_hash(definition: Definition) -> str:
-    """All but the reference, which is a part of its own, and the file's place."""
+def definition_hash(definition: Definition) -> str:
+    """Of all but the reference, which is a part of its own, and the file's place."""
     told = _DEFINITION.dump_python(definition, mode="json", exclude={"reference", "path"})
-    return _short(told)
+    return short(told)
+
+
+def workload_row(workload: Workload, root: Path) -> str:
+    """Hash of a workload with the files of tensors that it names."""
+    paths = sorted({spec.path for spec in workload.inputs.values() if spec.path})
+    return short([_WORKLOAD.dump_python(workload, mode="json"), [_content(root / path) for path in paths]])
 
 
 def _cpu() -> tuple[str, list[str]]:
@@ -256,6 +244,7 @@ def _content(file: Path) -> str:
     return told.hexdigest()
 
 
-def _short(value: object, digits: int = 12) -> str:
+def short(value: object, digits: int = 12) -> str:
+    """Hash of a text, or of plain data, as so many hexadecimal digits."""
     text = value if isinstance(value, str) else _JSON.encode(value)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -1,38 +1,64 @@
-"""The files that keep a report, mutants.md and mutants.json; a run changes the mutants that it judged and no others."""
+"""The files that keep a report, mutants.md and mutants.json; a run changes the verdicts that it gave and no others."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from refgrid.mutants.report import Report, Row, Run
+from refgrid.dataset.case import SIZES, Size
+from refgrid.mutants.report import PARTS, Column, Report, Row, Run, differing
 from refgrid.mutants.table import Mutant, MutantError
 from refgrid.report.matrix import escaped, replace_file
+
+Today = Callable[[Mutant, str, Size], Mapping[str, str]]  # a mutant's parts on a device at a size, `Parts.of`
 
 _JSON, _PAGE = "mutants.json", "mutants.md"
 _BY_LINE = ("mutants", "elsewhere")  # what of the data is a list of mutants
 
 
-def keep(report: Report, folder: Path, table: Sequence[Mutant]) -> list[Path]:
+def keep(report: Report, folder: Path, table: Sequence[Mutant], parts: Today) -> list[Path]:
     """Add what a run found to what the folder keeps; returns both files. Raises as `read` and `write_files` do."""
-    return write_files(merged(read(folder, table, report.checks), report, table), folder)
+    return write_files(aged(merged(read(folder, table, report.checks), report, table), parts), folder)
 
 
 def merged(kept: Report, new: Report, table: Sequence[Mutant]) -> Report:
-    """What was kept, but the mutants of the table alone, and with the new verdicts of those that ran."""
-    rows = {row.mutant.id: row for row in kept.rows}
-    rows.update({row.mutant.id: row for row in new.rows if row.fate != "not-run" or row.mutant.id not in rows})
-    elsewhere = {mutant.id for mutant in (*kept.elsewhere, *new.elsewhere)} - set(rows)
+    """What was kept, but of the mutants of the table alone, and with the new verdicts of those that ran."""
+    rows = {row.key: row for row in kept.rows}
+    unproven = {key for key, row in rows.items() if row.fate == "not-run"}
+    rows.update({row.key: row for row in new.rows if row.fate != "not-run" or row.key not in rows.keys() - unproven})
+    judged = {row.mutant.id for row in rows.values()}
+    elsewhere = {mutant.id for mutant in (*kept.elsewhere, *new.elsewhere)} - judged
+    place = {mutant.id: number for number, mutant in enumerate(table)}
+    standing = [row for row in rows.values() if row.mutant.id in place]
     return Report(
-        tuple(rows[mutant.id] for mutant in table if mutant.id in rows),
+        tuple(sorted(standing, key=lambda row: (place[row.mutant.id], row.run.device, SIZES.index(row.size)))),
         tuple(mutant for mutant in table if mutant.id in elsewhere),
         new.checks,
+        tuple(mutant.id for mutant in table if mutant.id not in judged | elsewhere),
     )
+
+
+def aged(report: Report, parts: Today) -> Report:
+    """The same, with how many verdicts followed from other parts than today's."""
+    found = Counter(name for row in report.rows for name in differing(row.parts, parts(row.mutant, *row.column)))
+    return replace(report, older={name: found[name] for name in PARTS if found[name]})
+
+
+def settled(report: Report, device: str, environment: Mapping[str, str], parts: Today) -> set[tuple[str, Size]]:
+    """Mutants, by id, and sizes at which they were judged on this device with these libraries and today's parts."""
+    return {
+        (row.mutant.id, row.size)
+        for row in report.rows
+        if (row.run.device, row.run.environment) == (device, environment)
+        and row.fate != "not-run"
+        and not differing(row.parts, parts(row.mutant, *row.column))
+    }
 
 
 def read(folder: Path, table: Sequence[Mutant], checks: Sequence[str]) -> Report:
@@ -48,12 +74,13 @@ def read(folder: Path, table: Sequence[Mutant], checks: Sequence[str]) -> Report
         data = json.loads(file.read_text(encoding="utf-8"))
         runs = [_run(each) for each in data["runs"]]
         found = [(known.get((one["id"], one["digest"])), one) for one in data["mutants"]]
-        rows = tuple(_row(mutant, one, runs[one["run"]]) for mutant, one in found if mutant)
+        rows = tuple(_row(mutant, each, runs) for mutant, one in found if mutant for each in one["verdicts"])
         away = [known.get((one["id"], one["digest"])) for one in data["elsewhere"]]
+        waiting, older = tuple(data["waiting"]), dict(data["older"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise MutantError(f"{file}: is no report that this version can add to ({reason}); move it away") from error
-    return Report(rows, tuple(mutant for mutant in away if mutant), tuple(checks))
+    return Report(rows, tuple(mutant for mutant in away if mutant), tuple(checks), waiting, older)
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:
@@ -67,19 +94,24 @@ def write_files(report: Report, folder: Path) -> list[Path]:
 
 
 def to_dict(report: Report) -> dict[str, Any]:
-    """Everything as plain data, for strict JSON; the `run` of a mutant counts those of `runs` from 0."""
+    """Everything as plain data, for strict JSON; the `run` of a verdict counts those of `runs` from 0."""
     return {
-        "summary": report.summary,
+        "summary": list(report.summary),
         "exit_code": report.exit_code,
-        "counts": dict(report.counts),
-        "cells": dict(report.cells),
-        "fixed": {check: report.fixed(check) for check in report.checks},
+        "columns": {column.name: _sums(column) for column in report.columns},
         "runs": [_plain_run(run) for run in report.runs],
-        "mutants": [_plain(row, report.runs.index(row.run)) for row in report.rows],
+        "older": dict(report.older),
+        "waiting": list(report.waiting),
+        "mutants": [_plain(rows, report.runs) for rows in report.by_mutant.values()],
         "elsewhere": [
             {"id": mutant.id, "digest": mutant.digest, "device": mutant.device} for mutant in report.elsewhere
         ],
     }
+
+
+def _sums(column: Column) -> dict[str, Any]:
+    fixed = {check: column.fixed(check) for check in column.checks}
+    return {"counts": dict(column.counts), "cells": dict(column.cells), "fixed": fixed}
 
 
 def to_json(data: Mapping[str, Any]) -> str:
@@ -99,28 +131,39 @@ def _plain_run(run: Run) -> dict[str, Any]:
 
 def _run(told: Mapping[str, Any]) -> Run:
     alarms = {check: (red, of) for check, (red, of) in told["false_alarms"].items()}
-    return Run(told["device"], tuple(told["sizes"]), told["environment"], alarms, tuple(told["unsound"]))
+    where = (told["date"], told["device"], tuple(told["sizes"]), told["environment"])
+    return Run(*where, alarms, tuple(told["unsound"]))
 
 
-def _plain(row: Row, run: int) -> dict[str, Any]:
-    place = row.mutant.where
+def _plain(rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, Any]:
+    mutant, place = rows[0].mutant, rows[0].mutant.where
     return {
-        "id": row.mutant.id,
-        "digest": row.mutant.digest,
+        "id": mutant.id,
+        "digest": mutant.digest,
         "definition": place.definition + ("~twin" if place.twin else ""),
-        "planted_in": row.mutant.adapter or "reference",
+        "planted_in": mutant.adapter or "reference",
+        **({"equivalent": mutant.equivalent} if mutant.equivalent else {}),
+        "verdicts": [_plain_row(row, runs.index(row.run)) for row in rows],
+    }
+
+
+def _plain_row(row: Row, run: int) -> dict[str, Any]:
+    return {
+        "device": row.run.device,
+        "size": row.size,
         "run": run,
         "fate": row.fate,
+        "parts": dict(row.parts),
         "fixed": dict(row.fixed),
-        **({"equivalent": row.mutant.equivalent} if row.mutant.equivalent else {}),
         **({"self_test": row.self_test} if row.mutant.adapter else {}),
         "workloads": {one["workload"]: _told(one) for one in row.judged},
     }
 
 
-def _row(mutant: Mutant, told: Mapping[str, Any], run: Run) -> Row:
+def _row(mutant: Mutant, told: Mapping[str, Any], runs: Sequence[Run]) -> Row:
     judged = tuple(_judged(workload, one) for workload, one in told["workloads"].items())
-    return Row(mutant, judged, told["fixed"], told.get("self_test", ""), run)
+    size, run = told["size"], runs[told["run"]]
+    return Row(mutant, size, judged, told["fixed"], told.get("self_test", ""), run, told["parts"])
 
 
 def _told(judgement: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""What became of every mutant: rows by mutant, and the sums against the source documents."""
+"""What became of every mutant: a row for each mutant, device and size, a column of them for each device and size."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from refgrid.dataset.case import SIZES, Size
 from refgrid.mutants.table import Mutant
 
 if TYPE_CHECKING:
@@ -14,18 +15,25 @@ if TYPE_CHECKING:
 
 # Of what became of a mutant at several workloads, the first of these is what became of the mutant.
 WORST_FIRST = ("caught", "survived", "rounding", "same", "not-run")
+_HELD = ("caught", "survived")  # what could be caught
+
+# What a verdict followed from, as `Parts.of` gives it. Where one of the first is another, it is about code that is no
+# longer there; where one of the others is, the next run plants again, and until then the report counts them.
+DECIDING = ("reference", "adapter")
+PARTS = (*DECIDING, "definition", "workloads", "tolerance", "instrument")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where and at which workloads mutants were judged, and what the sound code did there.
+    """When, where and at which workloads mutants were judged, and what the sound code did there.
 
     `false_alarms`: by the documents' checks, at how many workloads each is red for the sound code, and of how many.
     `unsound`: where the suite's own checks are red for it, so that no mutant was held to them.
     """
 
+    date: str
     device: str
-    sizes: tuple[str, ...]
+    sizes: tuple[Size, ...]
     environment: Mapping[str, str]
     false_alarms: Mapping[str, tuple[int, int]]
     unsound: tuple[str, ...] = ()
@@ -33,24 +41,39 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One mutant: what became of it at each workload of a run, and what its provider's self-test says of an adapter.
+    """One mutant at the workloads of one size: what became of it, and what its provider's self-test says of an adapter.
 
     `judged` holds judgements as plain data; `fixed` says which of the documents' checks are red at some workload, and
-    green for the sound code there.
+    green for the sound code there. `parts` are digests of what the verdict followed from.
     """
 
     mutant: Mutant
+    size: Size
     judged: tuple[Mapping[str, Any], ...]
     fixed: Mapping[str, bool]
     self_test: str
     run: Run
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def column(self) -> tuple[str, Size]:
+        """Device and size."""
+        return self.run.device, self.size
+
+    @property
+    def key(self) -> tuple[str, str, Size]:
+        """There is one row of each."""
+        return self.mutant.id, *self.column
 
     @property
     def fate(self) -> str:
-        """caught, survived, equivalent, not-run, or seen: listed as equivalent and yet caught."""
+        """caught, survived, equivalent, not-run, or seen: listed as equivalent and yet caught.
+
+        Caught is what turns a case red at one workload of the size at least.
+        """
         found = next((fate for fate in WORST_FIRST if any(one["fate"] == fate for one in self.judged)), "not-run")
         if self.mutant.equivalent and found != "not-run":
-            return "seen" if found in ("caught", "survived") else "equivalent"
+            return "seen" if found in _HELD else "equivalent"
         if found == "not-run":
             return found
         return "caught" if found == "caught" or self.self_test else "survived"
@@ -70,21 +93,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
-    """All rows, of one run or of several, and the mutants that need another device."""
+class Column:
+    """All rows of one device and size, and their sums."""
 
+    device: str
+    size: Size
     rows: tuple[Row, ...]
-    elsewhere: tuple[Mutant, ...]
     checks: tuple[str, ...]
 
     @property
-    def runs(self) -> tuple[Run, ...]:
-        """Those that the rows are of."""
-        found: list[Run] = []
-        for row in self.rows:
-            if row.run not in found:
-                found.append(row.run)
-        return tuple(found)
+    def name(self) -> str:
+        """Device and size: cpu small."""
+        return f"{self.device} {self.size}"
 
     @property
     def counts(self) -> Counter[str]:
@@ -94,11 +114,11 @@ class Report:
     @property
     def held(self) -> int:
         """Mutants that ran and are not equivalent: what could be caught."""
-        return sum(row.fate in ("caught", "survived") for row in self.rows)
+        return sum(row.fate in _HELD for row in self.rows)
 
     def fixed(self, check: str) -> int:
         """How many of these one of the documents' checks catches."""
-        return sum(row.fate in ("caught", "survived") and row.fixed.get(check, False) for row in self.rows)
+        return sum(row.fate in _HELD and row.fixed.get(check, False) for row in self.rows)
 
     @property
     def cells(self) -> Counter[str]:
@@ -106,27 +126,19 @@ class Report:
         return Counter(one["fate"] for row in self.rows if not row.mutant.equivalent for one in row.judged)
 
     @property
-    def exit_code(self) -> int:
-        """1 when a mutant survived or an equivalent one was seen, 2 when none ran, else 0."""
-        if self.counts["survived"] or self.counts["seen"]:
-            return 1
-        return 0 if self.held else 2
-
-    @property
     def summary(self) -> str:
         """The gain in one line."""
         told = "; ".join(f"{check} {self.fixed(check)}" for check in self.checks)
-        rest = {word: count for word, count in self.counts.items() if word not in ("caught", "survived")}
+        rest = {word: count for word, count in self.counts.items() if word not in _HELD}
         others = "".join(f", {count} {word}" for word, count in sorted(rest.items()))
-        away = f", {len(self.elsewhere)} for another device" if self.elsewhere else ""
-        return f"caught {self.counts['caught']} of {self.held}{others}{away}; fixed tolerances caught: {told}"
+        return f"{self.name}: caught {self.counts['caught']} of {self.held}{others}; fixed tolerances caught: {told}"
 
     @property
     def families(self) -> dict[str, tuple[int, int, list[int]]]:
         """By op_type: caught, held, and what each of the documents' checks caught."""
         grouped: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
-            if row.fate in ("caught", "survived"):
+            if row.fate in _HELD:
                 grouped[row.mutant.op_type].append(row)
         return {
             name: (
@@ -136,6 +148,82 @@ class Report:
             )
             for name, rows in grouped.items()
         }
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows, of one run or of several, and the mutants that have none here.
+
+    `elsewhere` need another device. `waiting` have not been judged since they are what they are. `older` counts the
+    rows by each part that was another when they were judged.
+    """
+
+    rows: tuple[Row, ...]
+    elsewhere: tuple[Mutant, ...]
+    checks: tuple[str, ...]
+    waiting: tuple[str, ...] = ()
+    older: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Those that the rows are of, by date."""
+        found: list[Run] = []
+        for row in self.rows:
+            if row.run not in found:
+                found.append(row.run)
+        return tuple(sorted(found, key=lambda run: run.date))
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """By device, then by size."""
+        names = sorted({row.column for row in self.rows}, key=lambda each: (each[0], SIZES.index(each[1])))
+        return tuple(
+            Column(device, size, tuple(row for row in self.rows if row.column == (device, size)), self.checks)
+            for device, size in names
+        )
+
+    @property
+    def by_mutant(self) -> dict[str, tuple[Row, ...]]:
+        """The rows of each mutant, in the order of the columns."""
+        found: dict[str, list[Row]] = defaultdict(list)
+        for row in (row for column in self.columns for row in column.rows):
+            found[row.mutant.id].append(row)
+        return {row.mutant.id: tuple(found[row.mutant.id]) for row in self.rows}
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """Mutants that survived at the smallest size at which they ran on a device; equivalent ones seen at any."""
+        decided: dict[tuple[str, str], Row] = {}
+        for row in (row for column in self.columns for row in column.rows if row.fate != "not-run"):
+            decided.setdefault((row.mutant.id, row.run.device), row)
+        return tuple(
+            row
+            for row in self.rows
+            if row.fate == "seen" or (row.fate == "survived" and decided[row.mutant.id, row.run.device] is row)
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a mutant failed, 2 when none ran, else 0."""
+        if self.failed:
+            return 1
+        return 0 if any(column.held for column in self.columns) else 2
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """A line a column, then the mutants that are in none, and the verdicts that are older than what they are of."""
+        lines = [column.summary for column in self.columns] or ["nothing was planted"]
+        if self.elsewhere:
+            lines.append(f"{len(self.elsewhere)} for another device")
+        if self.waiting:
+            lines.append(f"{len(self.waiting)} not judged as they stand today, such as {self.waiting[0]!r}")
+        lines += [f"{count} verdicts are of another {part} than today's" for part, count in self.older.items()]
+        return tuple(lines)
+
+
+def differing(before: Mapping[str, str], today: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the parts that are others today, or were not kept."""
+    return tuple(name for name in PARTS if before.get(name) != today[name])
 
 
 def plain(judgement: Any) -> dict[str, Any]:
@@ -148,22 +236,23 @@ def plain(judgement: Any) -> dict[str, Any]:
 def rows(
     mutants: Sequence[Mutant], told: Sequence[tuple[Task, Told]], self_tests: Mapping[str, str], run: Run
 ) -> tuple[Row, ...]:
-    """A row for each mutant, from what each task found at its workload."""
-    at: dict[str, list[Told]] = defaultdict(list)
-    for _, found in sorted(told, key=lambda each: each[0].workload):
+    """A row for each mutant and size at which it was judged, from what each task found at its workload."""
+    at: dict[tuple[str, Size], list[Told]] = defaultdict(list)
+    for task, found in sorted(told, key=lambda each: each[0].workload):
         for name in found.judged:
-            at[name].append(found)
-    return tuple(_row(mutant, at[mutant.id], self_tests.get(mutant.id, ""), run) for mutant in mutants)
+            at[name, task.size].append(found)
+    places = [(mutant, size) for mutant in mutants for size in run.sizes if (mutant.id, size) in at]
+    return tuple(_row(mutant, size, at[mutant.id, size], self_tests, run) for mutant, size in places)
 
 
-def _row(mutant: Mutant, told: Sequence[Told], self_test: str, run: Run) -> Row:
+def _row(mutant: Mutant, size: Size, told: Sequence[Told], self_tests: Mapping[str, str], run: Run) -> Row:
     judged = tuple(plain(found.judged[mutant.id]) for found in told)
     alarms = [found.alarms[mutant.where.source] for found in told]
     pairs = list(zip(judged, alarms, strict=True))
     fixed = {
         name: any(one["fixed"].get(name) and not false.get(name) for one, false in pairs) for name in run.false_alarms
     }
-    return Row(mutant, judged, fixed, self_test, run)
+    return Row(mutant, size, judged, fixed, self_tests.get(mutant.id, ""), run)
 
 
 def false_alarms(told: Sequence[tuple[Task, Told]], checks: Sequence[str]) -> dict[str, tuple[int, int]]:

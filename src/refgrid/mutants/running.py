@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from refgrid.dataset.case import Size, op_of
+from refgrid.dataset.case import SIZES, Size, op_of
 from refgrid.dataset.definition import DataSet, load_dataset
 from refgrid.mutants import baseline
 from refgrid.mutants.judging import Bench, Fate, Held, Judgement, checks_of, planted_in, sizes
@@ -39,6 +39,7 @@ class Task:
     mutants: tuple[Mutant, ...]
     device: str
     op: str
+    size: Size = "small"
 
     @property
     def at(self) -> Task:
@@ -74,16 +75,29 @@ def demand_plantable(dataset: DataSet, mutants: Sequence[Mutant]) -> None:
             planted_reference(definition, mutant)
 
 
-def tasks(root: Path, dataset: DataSet, mutants: Sequence[Mutant], wanted: Collection[Size], device: str) -> list[Task]:
-    """Every workload of the wanted sizes of each mutant's definition; those of one definition stand together."""
+def tasks(
+    root: Path,
+    dataset: DataSet,
+    mutants: Sequence[Mutant],
+    wanted: Collection[Size],
+    device: str,
+    settled: Collection[tuple[str, Size]] = (),
+) -> list[Task]:
+    """Every workload of the wanted sizes of each mutant's definition; those of one definition and size stand together.
+
+    `settled` are mutants, by id, and the sizes at which they need not be planted.
+    """
     by_place: dict[tuple[str, bool], list[Mutant]] = defaultdict(list)
     for mutant in mutants:
         by_place[mutant.where.definition, mutant.where.twin].append(mutant)
     found = []
     for here in by_place.values():
         place, op = here[0].where, op_of(dataset.definitions[here[0].where.definition], _sources().ops)
-        fitting = [name for name, size in sizes(planted_in(dataset, place)).items() if size in wanted]
-        found += [Task(str(root), place, workload, tuple(here), device, op) for workload in fitting]
+        by_size = sizes(planted_in(dataset, place))
+        for size in (each for each in SIZES if each in wanted):
+            due = tuple(mutant for mutant in here if (mutant.id, size) not in settled)
+            at = [workload for workload, its in by_size.items() if its == size and due]
+            found += [Task(str(root), place, workload, due, device, op, size) for workload in at]
     return found
 
 

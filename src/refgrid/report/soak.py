@@ -52,7 +52,8 @@ class Soak:
 
     `judged` case-seeds ended green or red; of these `compared` were held to a tolerance, of which `compared_red` are
     red. `rate` is the share of these that are red at most, with 95 % confidence. `older` outcomes were left out: what
-    they measured has changed.
+    they measured has changed. `references` are hashes of the texts that were judged, by definition, to tell later what
+    has changed.
     """
 
     environment: Environment
@@ -72,6 +73,7 @@ class Soak:
     reds: tuple[Red, ...]
     older: int
     commands: tuple[str, ...]
+    references: Mapping[str, str]
 
 
 def soaks(runs: Iterable[Run]) -> list[Soak]:
@@ -140,6 +142,7 @@ def _soak(runs: Sequence[Run]) -> Soak:
         reds=tuple(_red(each, newest.environment, newest.parts) for each in reds),
         older=older + sum(len(run.outcomes) for run in runs if run not in alike),
         commands=tuple(dict.fromkeys(run.header.command for run in alike)),
+        references={each.case.definition: each.hashes.get("reference", "") for each in judged},
     )
 
 
