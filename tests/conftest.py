@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from refgrid.running.worker import share_cores
-
 pytest_plugins = ["pytester"]
 
 TESTS = Path(__file__).parent
@@ -27,8 +25,13 @@ REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers share the cores, as where cases run: two with two threads each on two cores wait more than they work."""
-    if hasattr(config, "workerinput"):  # the controller's environment would become theirs
+    """Workers share the cores, as where cases run: two with two threads each on two cores wait more than they work.
+
+    Tests of solutions/ run without the instrument, too, and must find it nowhere.
+    """
+    if hasattr(config, "workerinput") and importlib.util.find_spec("refgrid"):  # not the controller: workers inherit it
+        from refgrid.running.worker import share_cores
+
         share_cores()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,6 +99,14 @@ def test_workers_of_these_tests_share_the_cores_too(request: pytest.FixtureReque
 
     torch = sys.modules.get("torch")  # other test files bring it, where it is
     assert torch is None or torch.get_num_threads() == threads
+
+
+def test_tests_of_solutions_start_where_the_instrument_is_not_installed() -> None:
+    """As on a GPU machine without an index, with workers: `PYTHONPATH=solutions/src python3 -m pytest tests/gpu/...`."""
+    hidden = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.modules.update(refgrid=None, pydantic=None)"
+    started = "import conftest, types; conftest.pytest_configure(types.SimpleNamespace(workerinput={}))"
+
+    subprocess.run([sys.executable, "-c", f"{hidden}; {started}"], check=True)
 
 
 def test_what_is_made_to_stay_is_not_looked_through_and_garbage_is_taken_again_afterwards() -> None:
