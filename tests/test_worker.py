@@ -102,11 +102,11 @@ def test_workers_of_these_tests_share_the_cores_too(request: pytest.FixtureReque
 
 
 def test_tests_of_solutions_start_where_the_instrument_is_not_installed() -> None:
-    """As on a GPU machine without an index, with workers: `PYTHONPATH=solutions/src python3 -m pytest tests/gpu/...`."""
-    hidden = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.modules.update(refgrid=None, pydantic=None)"
-    started = "import conftest, types; conftest.pytest_configure(types.SimpleNamespace(workerinput={}))"
+    """As on a GPU machine without an index: `PYTHONPATH=solutions/src python3 -m pytest -n 2 tests/gpu/...`."""
+    hidden = "import sys, types; sys.modules.update(refgrid=None, pydantic=None)"
+    started = "import conftest; conftest.pytest_configure(types.SimpleNamespace(workerinput={}))"
 
-    subprocess.run([sys.executable, "-c", f"{hidden}; {started}"], check=True)
+    subprocess.run([sys.executable, "-c", f"{hidden}; {started}"], check=True, cwd=Path(__file__).parent)
 
 
 def test_what_is_made_to_stay_is_not_looked_through_and_garbage_is_taken_again_afterwards() -> None:
