@@ -24,6 +24,7 @@ def row(op: str, draws: int) -> dict[str, Any]:
 def told(date: str, **ops: int) -> dict[str, Any]:
     return {
         "date": date,
+        "seeds": 240,
         "workloads": {f"{op}_h4-b1": {"b": 1} for op in ops},
         "measured": [row(op, draws) for op, draws in ops.items()],
         "absent": {f"lib, {op}_h4-b1-shape": "missing: no lib" for op in ops},
@@ -52,11 +53,35 @@ def test_the_date_is_that_of_the_oldest_op() -> None:
     assert joined(told("later", gemm=2), told("earlier", gemm=1, norm=1))["date"] == "earlier"
 
 
-def test_another_version_or_number_of_seeds_is_refused() -> None:
+def test_another_version_is_refused() -> None:
     earlier = {"environment": {**vars(here()), "torch": "1.0", "gpu_count": 7}, "seeds": 9}
 
-    with pytest.raises(OtherEnvironment, match=r"torch was 1\.0, and is .*; seeds was 9, and is 3\. Measure all ops"):
-        demand_same(earlier, here(), 3)
+    with pytest.raises(OtherEnvironment, match=r"torch was 1\.0, and is .*\. Measure all ops"):
+        demand_same(earlier, here(), 9)
+
+
+@pytest.mark.parametrize(("then", "now", "least"), [(9, 3, 9), (240, 199, 200)])
+def test_too_few_seeds_are_refused(then: int, now: int, least: int) -> None:
+    with pytest.raises(
+        OtherEnvironment, match=f"seeds = {now}, but should be at least {least}: the others have {then}"
+    ):
+        demand_same({"environment": vars(here()), "seeds": then}, here(), now)
+
+
+@pytest.mark.parametrize(("then", "now"), [(9, 9), (9, 10), (240, 200), (240, 400)])
+def test_enough_seeds_complete_a_measurement_of_any_number(then: int, now: int) -> None:
+    demand_same({"environment": vars(here()), "seeds": then}, here(), now)
+
+
+def test_the_seeds_of_an_op_are_kept_where_they_are_not_those_of_all() -> None:
+    first = joined({**told("later", gemm=2), "seeds": 400}, told("earlier", gemm=1, norm=1))
+    then = joined({**told("last", norm=2), "seeds": 300}, {**first, "measured": [*first["measured"], row("rope", 1)]})
+    again = joined(told("last", gemm=2), then)
+
+    assert (first["seeds"], first["seeds_of"]) == (240, {"gemm": 400})
+    assert (then["seeds"], then["seeds_of"]) == (240, {"gemm": 400, "norm": 300})
+    assert again["seeds_of"] == {"norm": 300}
+    assert "seeds_of" not in joined(told("later", gemm=2), told("earlier", gemm=1))
 
 
 def test_the_command_keeps_the_other_ops(tmp_path: Path) -> None:
@@ -72,10 +97,12 @@ def test_the_command_keeps_the_other_ops(tmp_path: Path) -> None:
     assert ops() == {"rmsnorm"}
     assert run("gemm").exit_code == 0
     assert ops() == {"rmsnorm", "gemm"}
-    refused = run("gemm", seeds=3)
+    assert run("gemm", seeds=3).exit_code == 0
+    assert json.loads((tmp_path / "calibration" / "local.json").read_text())["seeds_of"] == {"gemm": 3}
+    refused = run("gemm", seeds=1)
 
     assert refused.exit_code == 2
-    assert "local.json: the other ops were measured elsewhere: seeds was 2, and is 3" in refused.output
+    assert "local.json: seeds = 1, but should be at least 2: the others have 2" in refused.output
 
 
 def test_a_measurement_that_is_ended_keeps_the_ops_that_are_done(

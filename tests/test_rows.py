@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peak_memory import peak_bytes
 
+from refgrid.proving import rows
 from refgrid.proving.compare import Comparison, compare
 from refgrid.proving.rows import FLOOR, SHORTEST, furthest_row, index_of
 from refgrid.proving.tolerance import Tolerance
@@ -124,3 +129,77 @@ def test_every_element_is_found_by_its_number(shape: tuple[int, ...]) -> None:
 
     for place in range(numbers.numel()):
         assert numbers[index_of(place, shape)] == place
+
+
+SHAPES = [(2**22,), (4, 2**20), (2**18, 16), (2**15, 128)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["one row", "long rows", "short rows", "usual rows"])
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x.mT.contiguous().mT], ids=["contiguous", "transposed"])
+def test_rows_of_any_length_take_less_memory_than_one_tensor_and_a_half(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], view: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # what other threads take, the measure does not see
+    expected = numbers(*shape).bfloat16()
+    actual, expected = (view(x) if x.ndim > 1 else x for x in (expected * 1.01, expected))
+
+    peak = peak_bytes(lambda: compare("x", actual, expected, ROWS))
+
+    assert peak < 1.5 * expected.nbytes
+
+
+def test_the_measure_sees_rows_that_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = numbers(2**22).bfloat16()
+    monkeypatch.setattr("refgrid.proving.rows._BLOCK", {"cpu": 2**22})
+
+    assert peak_bytes(lambda: furthest_row(expected, expected, 1e-3)) > 1.5 * expected.nbytes
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    shape=st.lists(st.integers(1, 7), max_size=2).flatmap(
+        lambda head: st.integers(SHORTEST, 60).map(lambda last: (*head, last))
+    ),
+    block=st.integers(1, 200),
+    piece=st.integers(1, 100),
+    threads=st.sampled_from([1, 3]),
+    permuted=st.booleans(),
+    odd=st.booleans(),
+)
+def test_however_rows_are_cut_they_are_those_of_a_naive_formulation(
+    shape: tuple[int, ...], block: int, piece: int, threads: int, permuted: bool, odd: bool
+) -> None:
+    expected, noise = numbers(2, *shape)
+    actual = expected + 1e-2 * noise
+    if odd:
+        actual.view(-1)[block % actual.numel()] = math.nan
+    if permuted and len(shape) > 1:
+        actual, expected = (x.transpose(0, -2).contiguous().transpose(0, -2) for x in (actual, expected))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refgrid.proving.rows._BLOCK", {"cpu": block})
+        patch.setattr("refgrid.proving.measure._PIECE", piece)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        found = furthest_row(actual, expected, 1e-3)
+
+    wanted = naive_rows(actual, expected)
+    assert found is not None
+    assert found.error == pytest.approx(float(wanted.max()), rel=1e-12)
+    assert float(wanted[found.row]) == pytest.approx(found.error, rel=1e-12)
+
+
+def naive_rows(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Of each row the error over the norm, of what is finite on both sides."""
+    finite = actual.isfinite() & expected.isfinite()
+    a, e = (x.double().where(finite, torch.tensor(0.0, dtype=torch.float64)) for x in (actual, expected))
+    return (a - e).norm(dim=-1) / e.norm(dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_what_is_measured_in_buffers_has_the_bits_of_the_careful_way(dtype: torch.dtype) -> None:
+    expected, noise = numbers(2, 100, 77)
+    actual, expected = (expected + 1e-2 * noise).to(dtype), expected.to(dtype)
+    wide = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+
+    found = rows._usual(actual, expected, torch.empty(3, actual.numel(), dtype=wide))
+
+    assert torch.equal(found, rows._careful(actual, expected))

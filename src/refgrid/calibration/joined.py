@@ -1,4 +1,7 @@
-"""Some ops measured anew: what a measurement holds of the others stays, if it is of the same environment."""
+"""Some ops measured anew: what a measurement holds of the others stays, if it is of the same environment.
+
+`seeds` is how many draws there are of each op, `seeds_of` of those that were measured anew with another number.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from refgrid.calibration.broken import op_of_case
 from refgrid.environments.measured import Environment
 
 _MAY_DIFFER = {"gpu_count"}
+ENOUGH = 200  # draws of a truth
 
 
 class OtherEnvironment(ValueError):
@@ -17,12 +21,14 @@ class OtherEnvironment(ValueError):
 
 
 def demand_same(earlier: Mapping[str, Any], environment: Environment, seeds: int) -> None:
-    """Raises OtherEnvironment unless the measurement has as many seeds, and the environment's versions and GPU."""
-    then, now = {**earlier["environment"], "seeds": earlier["seeds"]}, {**asdict(environment), "seeds": seeds}
+    """Raises OtherEnvironment unless versions and GPU are the same, and seeds enough or no fewer than there were."""
+    then, now = earlier["environment"], asdict(environment)
     differ = [name for name in now if name not in _MAY_DIFFER and then.get(name) != now[name]]
     if differ:
         told = "; ".join(f"{name} was {then.get(name)}, and is {now[name]}" for name in differ)
         raise OtherEnvironment(f"the other ops were measured elsewhere: {told}. Measure all ops, without --op")
+    if seeds < min(least := earlier["seeds"], ENOUGH):
+        raise OtherEnvironment(f"seeds = {seeds}, but should be at least {min(least, ENOUGH)}: the others have {least}")
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -41,8 +47,14 @@ def joined(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, An
         for where, told in earlier["absent"].items()
         if op_of_case(where.partition(", ")[2], ops) not in anew
     }
+    kept = {row["op"] for row in rows}
+    seeds = earlier["seeds"] if rows else found["seeds"]
+    counts = {op: count for op, count in earlier.get("seeds_of", {}).items() if op in kept}
+    counts.update({op: found["seeds"] for op in sorted(anew) if found["seeds"] != seeds})
     return {
         **found,
+        "seeds": seeds,
+        **({"seeds_of": counts} if counts else {}),
         "date": earlier["date"] if rows else found["date"],
         "workloads": {**cases, **found["workloads"]},
         "measured": in_order([*rows, *found["measured"]]),

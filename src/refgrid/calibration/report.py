@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from refgrid.calibration.beyond import why
 from refgrid.calibration.derive import Row
+from refgrid.calibration.joined import ENOUGH
 from refgrid.calibration.left_out import left_out
 from refgrid.calibration.rounding import FLOAT64, REFERENCE, UNIT
 from refgrid.dataset.definition import DataSet
 
-_ENOUGH = 200  # draws of a truth; one that refuses some of the workloads gets fewer than the op
 _SUMMED = ("K", "hidden_size", "intermediate_size")  # axes whose length is that of the op's sums
 
 _HEAD = """# Calibration
@@ -31,7 +32,7 @@ float64 is given, the row follows from committed records, which prove it.
 _ERRORS = """
 ## {name}: {machine}, {libraries}
 
-{date}, {seeds} seeds an op, dealt to its workloads; what a definition holds constant is the same in all draws. Of each
+{date}, {seeds}, dealt to its workloads; what a definition holds constant is the same in all draws. Of each
 draw the largest error; of the draws the 50th, 90th, 99th and 100th percentile, absolute. Then, at most: what exceeds
 the rounding of the dtype, the relative error, and the error of a row over its norm.
 
@@ -52,7 +53,8 @@ def report(measurements: Sequence[Mapping[str, Any]], rows: Sequence[Row], datas
     """Markdown: the rows of the table first, then each environment's errors and what no row follows from."""
     tighter = sum(row.atol < row.allowed for row in rows)
     parts = [_HEAD.format(tighter=tighter, all=len(rows))]
-    parts += [_row(row) for row in sorted(rows, key=lambda row: (row.op, row.output, row.truth))]
+    ordered = sorted(rows, key=lambda row: (row.op, row.output, row.truth))
+    parts += [*map(_row, ordered), *_beyond(ordered)]
     for measurement in measurements:
         parts += _measurement(measurement)
         parts += _few(measurement)
@@ -77,6 +79,15 @@ def _row(row: Row) -> str:
     return _line(told)
 
 
+def _beyond(rows: Iterable[Row]) -> Iterator[str]:
+    found = [row for row in rows if not row.keeps_three_way]
+    if found:
+        yield "\nBeyond the three-way bound, and why:\n\n"
+    for row in found:
+        times = f"{row.error / row.three_way:.3g} times" if row.error and row.three_way else "more than nothing"
+        yield f"- {row.op}, {row.output} ({row.dtype}), {row.truth}, {times}: {why(row) or 'no reason is written'}\n"
+
+
 def _measurement(measurement: Mapping[str, Any]) -> Iterator[str]:
     environment = measurement["environment"]
     yield _ERRORS.format(
@@ -84,20 +95,25 @@ def _measurement(measurement: Mapping[str, Any]) -> Iterator[str]:
         machine=environment["gpu"] or environment["device"],
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
         date=measurement["date"][:10],
-        seeds=measurement["seeds"],
+        seeds=_seeds(measurement),
     )
     yield from (_party(row) for row in measurement["measured"] if row["against"] == FLOAT64)
     yield _SUMS
     yield from _sums(measurement)
 
 
+def _seeds(measurement: Mapping[str, Any]) -> str:
+    others = [f"{count} of {op}" for op, count in measurement.get("seeds_of", {}).items()]
+    return f"{measurement['seeds']} seeds an op" + "".join(f", {told}" for told in others)
+
+
 def _few(measurement: Mapping[str, Any]) -> Iterator[str]:
-    rows = (row for row in measurement["measured"] if row["against"] == FLOAT64 and row["draws"] < _ENOUGH)
+    rows = (row for row in measurement["measured"] if row["against"] == FLOAT64 and row["draws"] < ENOUGH)
     found: dict[tuple[str, str], int] = {}
     for row in rows:
-        found[row["op"], row["who"]] = min(row["draws"], found.get((row["op"], row["who"]), _ENOUGH))
+        found[row["op"], row["who"]] = min(row["draws"], found.get((row["op"], row["who"]), ENOUGH))
     if found:
-        yield f"\nFewer than {_ENOUGH} draws, as some of the workloads were refused:\n\n"
+        yield f"\nFewer than {ENOUGH} draws, as some of the workloads were refused:\n\n"
     yield from (f"- {op}, {who}: {draws}\n" for (op, who), draws in sorted(found.items()))
 
 

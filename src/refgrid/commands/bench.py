@@ -1,20 +1,25 @@
-"""What the instrument itself costs: `python -m refgrid.commands.bench`, printed as medians with their spread.
+"""What the instrument itself costs: `python -m refgrid.commands.bench`, medians with their spread; 1 beyond a bound.
 
 Collection is measured over whole pytest processes. The cost of a case is the test loop's wall time less what
 reference, truth (with the once-a-process start of its library) and comparison took, over one small definition. A
-comparison of large outputs is held against `torch.testing.assert_close` on the same tensors, in turns.
+comparison of large outputs, elements and rows, is held against `torch.testing.assert_close` on the same tensors, in
+turns.
 """
 
 from __future__ import annotations
 
-import resource
+import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import psutil
@@ -22,68 +27,140 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from refgrid.records.record import read_runs
+from refgrid.records.record import now, read_runs
+
+if TYPE_CHECKING:
+    import torch
 
 _BESIDES = ("reference", "source", "truth", "compare", "referee")
 _COMPARED = 2**29  # bytes of each of two bfloat16 outputs
 _BLOCK = 2**22  # elements that are drawn at once
+_ATOL, _RTOL, _ROW_NORM = 8e-3, 1e-2, 4e-3  # every calibrated row of 16 bits bounds rows too
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured in some turns, and the most that its median may be."""
+
+    what: str
+    values: tuple[float, ...]
+    bound: float | None = None
+
+    @property
+    def within(self) -> bool:
+        """Whether the bound holds, if there is one."""
+        return self.bound is None or statistics.median(self.values) <= self.bound
+
+    def cells(self) -> tuple[str, ...]:
+        """As a row of the table."""
+        spread = statistics.median(self.values), min(self.values), max(self.values)
+        return (self.what, *(f"{value:.2f}" for value in spread), "" if self.bound is None else f"{self.bound:g}")
 
 
 @click.command()
 @click.option("--repeats", default=5, show_default=True, help="Runs of each measurement.")
 @click.option("--definition-name", default="rmsnorm_h128", show_default=True, help="Whose cases are timed.")
 @click.option("--comparison", is_flag=True, help="Time the comparison of large outputs only.")
-def main(repeats: int, definition_name: str, comparison: bool) -> None:
-    """Time the collection of every case, the instrument's share of a case, and the comparison of large outputs."""
-    table = Table("what", "median", "lowest", "highest", "bound", title="instrument")
-    for row in _comparison(repeats):  # first, while nothing else has raised the most that this process has held
-        table.add_row(*row)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Also write what was measured here.")
+def main(repeats: int, definition_name: str, comparison: bool, output: Path | None) -> None:
+    """Time the collection of every case, the instrument's share of a case, and the comparison of large outputs.
+
+    Ends 1 when a median is beyond its bound.
+    """
+    figures = list(_comparison(repeats))
     if not comparison:
-        _add_cases(table, repeats, definition_name)
+        figures += _cases(repeats, definition_name)
+    _show(figures)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(_told(figures), indent=1) + "\n", encoding="utf-8")
+    beyond = [figure for figure in figures if not figure.within]
+    for figure in beyond:
+        told = f"is {statistics.median(figure.values):.2f} but should be at most {figure.bound:g}"
+        click.echo(f"beyond its bound: {figure.what} {told}", err=True)
+    sys.exit(1 if beyond else 0)
+
+
+def _show(figures: Sequence[Figure]) -> None:
+    table = Table("what", "median", "lowest", "highest", "bound", title="instrument")
+    for figure in figures:
+        table.add_row(*figure.cells())
     Console().print(table)
 
 
-def _add_cases(table: Table, repeats: int, definition_name: str) -> None:
-    collected = [_collection() for _ in range(repeats)]
-    table.add_row(f"collect {collected[0][1]} cases, s", *_spread([seconds for seconds, _ in collected]), "5 s")
-    costs = [_cost(definition_name) for _ in range(repeats)]
-    drawn, plain = [cost for cost, _ in costs], [without for _, without in costs]
-    table.add_row("one case besides reference, truth, comparison, ms", *_spread(drawn), "5 ms")
-    table.add_row("the same without drawing the inputs, ms", *_spread(plain), "")
-
-
-def _spread(values: Sequence[float]) -> tuple[str, str, str]:
-    return f"{statistics.median(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"
-
-
-def _comparison(repeats: int) -> Generator[tuple[str, ...], None, None]:
-    """Rows of time and memory for two outputs of 512 MiB that differ by what a kernel's rounding does."""
+def _told(figures: Sequence[Figure]) -> dict[str, Any]:
+    """The figures and the machine's kind, as data."""
     import torch
 
-    from refgrid.proving.compare import compare
-    from refgrid.proving.tolerance import Tolerance
+    machine = {"platform": f"{platform.system()} {platform.machine()}".lower(), "cores": len(os.sched_getaffinity(0))}
+    kind = {**machine, "python": platform.python_version(), "torch": torch.__version__}
+    rounded = [{**asdict(figure), "values": [float(f"{value:.4g}") for value in figure.values]} for figure in figures]
+    medians = [float(f"{statistics.median(figure.values):.4g}") for figure in figures]
+    rows = [{**figure, "median": median} for figure, median in zip(rounded, medians, strict=True)]
+    return {"date": now(), "load": os.getloadavg()[0], "machine": kind, "figures": rows}
+
+
+def _cases(repeats: int, definition_name: str) -> Iterator[Figure]:
+    collected = [_collection() for _ in range(repeats)]
+    yield Figure(f"collect {collected[0][1]} cases, s", tuple(seconds for seconds, _ in collected), 5)
+    drawn, plain = zip(*(_cost(definition_name) for _ in range(repeats)), strict=True)
+    yield Figure("one case besides reference, truth, comparison, ms", drawn, 5)
+    yield Figure("the same without drawing the inputs, ms", plain)
+
+
+def _comparison(repeats: int) -> Iterator[Figure]:
+    """Time and memory for two outputs of 512 MiB that differ by what a kernel's rounding does, rows of any length."""
+    actual, expected = _outputs()
+    count = len(expected)
+    for shape in ((count,), (4, count // 4), (count // 128, 128), (count // 16, 16)):
+        yield from _compared(actual.view(shape), expected.view(shape), repeats)
+
+
+def _outputs() -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
 
     expected = torch.empty(_COMPARED // 2, dtype=torch.bfloat16)
     actual = torch.empty_like(expected)
     generator, draw = torch.Generator().manual_seed(0), torch.empty(_BLOCK)
     for one, other in zip(actual.split(_BLOCK), expected.split(_BLOCK), strict=True):
-        other.copy_(draw.normal_(generator=generator))
-        one.copy_(draw.mul_(1.001))
+        drawn = draw[: len(other)].normal_(generator=generator)
+        other.copy_(drawn)
+        one.copy_(drawn.mul_(1.001))
+    return actual, expected
+
+
+def _compared(actual: torch.Tensor, expected: torch.Tensor, repeats: int) -> Iterator[Figure]:
+    import torch
+
+    from refgrid.proving.compare import compare
+    from refgrid.proving.tolerance import Tolerance
+
+    def own() -> object:
+        return compare("output", actual, expected, Tolerance(_ATOL, _RTOL, row_norm=_ROW_NORM))
+
+    def torchs() -> object:
+        return torch.testing.assert_close(actual, expected, atol=_ATOL, rtol=_RTOL)
+
+    where = " x ".join(map(str, expected.shape))
+    yield Figure(f"memory of all metrics, parts of one output of {where}", (_peak(own) / expected.nbytes,), 1.5)
+    threads = torch.get_num_threads()
+    for count in dict.fromkeys((1, threads)):
+        torch.set_num_threads(count)
+        turns = [(_seconds(torchs), _seconds(own)) for _ in range(repeats)]
+        on = f"{where} on {count} thread{'s' if count > 1 else ''}"
+        yield Figure(f"assert_close of {on}, s", tuple(other for other, _ in turns))
+        yield Figure(f"all metrics of {on}, s", tuple(mine for _, mine in turns))
+        yield Figure(f"their ratio, {on}", tuple(mine / other for other, mine in turns), 3)
+
+
+def _peak(call: Callable[[], object]) -> int:
+    """The most bytes that this process held at once during a call, beyond what it held before: Linux's own account."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the highest back to what is held now
     before = psutil.Process().memory_info().rss
-    compare("output", actual, expected, Tolerance(8e-3, 1e-2))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10 - before
-    for threads in dict.fromkeys((1, torch.get_num_threads())):
-        torch.set_num_threads(threads)
-        torchs, own = [], []
-        for _ in range(repeats):
-            torchs.append(_seconds(lambda: torch.testing.assert_close(actual, expected, atol=8e-3, rtol=1e-2)))
-            own.append(_seconds(lambda: compare("output", actual, expected, Tolerance(8e-3, 1e-2))))
-        where = f"2 x 512 MiB on {threads} thread{'s' if threads > 1 else ''}"
-        yield f"assert_close of {where}, s", *_spread(torchs), ""
-        yield f"all metrics of {where}, s", *_spread(own), ""
-        yield "their ratio", *_spread([mine / other for mine, other in zip(own, torchs, strict=True)]), "3"
-    told = f"{peak / _COMPARED:.3f}"
-    yield "memory of all metrics, parts of one output", told, told, told, "1.5"
+    call()
+    status = Path("/proc/self/status").read_text().splitlines()
+    (highest,) = (int(line.split()[1]) * 2**10 for line in status if line.startswith("VmHWM:"))
+    return max(0, highest - int(before))
 
 
 def _seconds(call: Callable[[], object]) -> float:

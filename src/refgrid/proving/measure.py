@@ -49,7 +49,7 @@ class Measured:
 
 def measure(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Measured:
     """Measure two tensors of one shape, dtype and device with at least one element; places count in their order."""
-    rows = torch.cat([_rows(*piece, tolerance) for piece in _pieces(actual, expected)])
+    rows = torch.cat([_rows(*piece, tolerance) for piece in pieces(actual, expected)])
     total = dict(zip(_SUMS, rows[:, : len(_SUMS)].sum(0).tolist(), strict=True))
     largest = dict(zip(_MAXIMA, rows[:, len(_SUMS) : _WIDTH].amax(0).tolist(), strict=True))
     ranked = rows[:, _WIDTH:].reshape(-1, 3)
@@ -58,7 +58,7 @@ def measure(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) 
     return Measured(total, largest, tuple((place, error) for _, place, error in worst))
 
 
-def _pieces(
+def pieces(
     actual: torch.Tensor, expected: torch.Tensor, start: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """Both in one dimension, in order, with the place of the first element; only what is not contiguous is copied."""
@@ -69,7 +69,12 @@ def _pieces(
     count = max(1, _PIECE // each)
     for first in range(0, len(actual), count):
         part = first if count == 1 else slice(first, first + count)
-        yield from _pieces(actual[part], expected[part], start + first * each)
+        yield from pieces(actual[part], expected[part], start + first * each)
+
+
+def threads_for(count: int) -> int:
+    """How many share so many elements on a CPU."""
+    return int(min(torch.get_num_threads(), _MOST_THREADS, max(1, count // _PIECE)))
 
 
 def _rows(actual: torch.Tensor, expected: torch.Tensor, start: int, tolerance: Tolerance) -> torch.Tensor:
@@ -79,7 +84,7 @@ def _rows(actual: torch.Tensor, expected: torch.Tensor, start: int, tolerance: T
         places = range(0, count, size)
         chunks = ((actual[at : at + size], expected[at : at + size], start + at) for at in places)
         return torch.stack([_careful(*chunk, tolerance) for chunk in chunks]).cpu()
-    threads = min(torch.get_num_threads(), _MOST_THREADS, max(1, count // _PIECE))
+    threads = threads_for(count)
     share = -(-count // threads)
     parts = [(actual[at : at + share], expected[at : at + share], start + at) for at in range(0, count, share)]
     if threads == 1:

@@ -7,17 +7,23 @@ norm of the row has the size of the terms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+
+from refgrid.proving.measure import pieces, threads_for
 
 SHORTEST = 16  # numbers; the norm of fewer may cancel as a single one does
 # A row shorter than this share of the typical one counts as that long: what is left after cancelling has no scale.
 FLOOR = 1e-3
-_BLOCK = {"cpu": 2**16}  # elements at once: temporaries stay in a CPU's cache
+# Elements at once: on a CPU as in `measure`, so that buffers stay in a cache and PyTorch shares nothing among threads.
+_BLOCK = {"cpu": 7 * 2**12}
 _LARGE_BLOCK = 2**24
+_Block: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # columns of the sums, then actual and expected
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,10 @@ def furthest_row(actual: torch.Tensor, expected: torch.Tensor, bound: float) -> 
     """
     if expected.ndim == 0 or expected.shape[-1] < SHORTEST or expected.numel() == 0:
         return None
-    a, e = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (actual, expected))
-    parts = [torch.stack(_squares(*block)) for block in _blocks(a, e)]
-    off, size = torch.cat(parts, dim=1).sqrt().unbind()
-    scale = size.clamp(min=FLOOR * float(size.square().mean().sqrt()))
-    share = torch.where(off > 0, off / scale, 0.0)  # nothing over nothing is no error
+    off, size = _sums(actual, expected).sqrt_()  # where rows are short, half as large as a tensor: changed in place
+    right = off == 0  # nothing over nothing is no error
+    scale = size.clamp_(min=FLOOR * float(size.square().mean().sqrt()))
+    share = off.div_(scale).masked_fill_(right, 0.0)
     worst = int(share.argmax())
     return RowError(index_of(worst, expected.shape[:-1]), float(share[worst]), bound)
 
@@ -75,15 +80,70 @@ def index_of(place: int, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(index))
 
 
-def _squares(actual: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row the sum of squares of what is off and of what is expected, float64."""
-    wide = torch.float64 if expected.dtype in (torch.float32, torch.float64) else torch.float32
-    a, e = actual.to(wide), expected.to(wide)
+def _sums(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Of each row the sums of squares of what is off and of what is expected, [2, rows] float64."""
+    length, most = expected.shape[-1], _BLOCK.get(expected.device.type, _LARGE_BLOCK)
+    parts = -(-length // most)  # of a row, each with a column of its own: threads add to none together
+    sums = torch.zeros(2, expected.numel() // length, parts, dtype=torch.float64, device=expected.device)
+    columns = sums.view(2, -1)
+    for a, e, start in pieces(actual, expected):
+        blocks = []
+        for at, size in _cuts(start, len(a), length, most):
+            first, rows = at // length * parts + at % length // most, max(1, size // length)
+            pair = (side[at - start : at - start + size].view(rows, -1) for side in (a, e))
+            blocks.append((columns[:, first : first + rows], *pair))
+        _add(blocks, min(len(blocks), threads_for(len(a))))
+    return sums[..., 0] if parts == 1 else sums.sum(2)
+
+
+def _cuts(start: int, count: int, length: int, most: int) -> Iterator[tuple[int, int]]:
+    """Place and size of blocks of whole rows, or of a part of one, of at most `most` elements."""
+    at, end = start, start + count
+    while at < end:
+        left = length - at % length  # of the row that it is in
+        whole = min(most, end - at) // length * length if left == length else 0
+        size = whole or min(most, left, end - at)
+        yield at, size
+        at += size
+
+
+def _add(blocks: Sequence[_Block], threads: int) -> None:
+    """Add each block's sums to its columns."""
+    if blocks[0][0].device.type != "cpu":
+        for columns, a, e in blocks:
+            columns.add_(_careful(a, e))
+    elif threads == 1:
+        _add_here(blocks)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(_add_here, (blocks[first::threads] for first in range(threads))))
+
+
+def _add_here(blocks: Sequence[_Block]) -> None:
+    """In this thread, in buffers that it keeps."""
+    largest = max(a.numel() for _, a, _ in blocks)
+    with torch.no_grad():  # holds for a thread, not for those that it starts
+        buffers = torch.empty(3, largest, dtype=_wide(blocks[0][1]))
+        for columns, a, e in blocks:
+            columns.add_(_usual(a, e, buffers))
+
+
+def _usual(actual: torch.Tensor, expected: torch.Tensor, buffers: torch.Tensor) -> torch.Tensor:
+    """As _careful, and the same bits, of values that are finite: else a sum is not, and it is asked."""
+    a, e, off = buffers[:, : actual.numel()].view(3, *actual.shape)
+    torch.sub(a.copy_(actual), e.copy_(expected), out=off)
+    sums = torch.stack([each.mul_(each).sum(dim=1, dtype=torch.float64) for each in (off, e)])
+    return sums if math.isfinite(sums.sum().item()) else _careful(actual, expected)
+
+
+def _careful(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The sums of each row of a block, [2, rows]; stays on the device and waits for nothing."""
+    a, e = actual.to(_wide(actual)), expected.to(_wide(expected))
     finite = torch.isfinite(a) & torch.isfinite(e)
     a, e = torch.where(finite, a, 0.0), torch.where(finite, e, 0.0)
-    return (a - e).square_().sum(dim=1, dtype=torch.float64), e.square_().sum(dim=1, dtype=torch.float64)
+    return torch.stack([each.square_().sum(dim=1, dtype=torch.float64) for each in (a - e, e)])
 
 
-def _blocks(actual: torch.Tensor, expected: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(1, _BLOCK.get(expected.device.type, _LARGE_BLOCK) // expected.shape[1])
-    return zip(actual.split(rows), expected.split(rows), strict=True)
+def _wide(values: torch.Tensor) -> torch.dtype:
+    """What squares are taken in."""
+    return torch.float64 if values.dtype in (torch.float32, torch.float64) else torch.float32
