@@ -16,6 +16,7 @@ from refgrid.proving import diagnosis as module
 from refgrid.proving.compare import compare
 from refgrid.proving.diagnosis import Diagnosis, diagnose, told_of
 from refgrid.proving.explanations import LEAST
+from refgrid.proving.forms import compare_in_form
 from refgrid.proving.tolerance import EXACT, Tolerance, tolerance_for
 from refgrid.proving.workbench import Laid
 
@@ -300,10 +301,82 @@ def test_what_befalls_those_who_look_closer_does_not_hide_the_mismatch(monkeypat
     assert report == "output: could not be looked at: 4 GiB"
 
 
-def test_random_outputs_have_no_elements_to_look_at() -> None:
-    right = torch.arange(64).reshape(8, 8)
-    found = compare("samples", right + 1, right, EXACT)
+def test_draws_that_do_not_follow_their_law_are_told_by_row_and_token() -> None:
+    law = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], dtype=torch.float64)
+    right, wrong = torch.tensor([0, 1, 2, 0, 0]), torch.tensor([2, 1, 2, 2, 2])
+    actual = torch.stack([right, right], dim=1).repeat(100, 1)
+    actual[:, 0] = wrong.repeat(100)
+    law[1] = torch.tensor([0.6, 0.2, 0.2])
+    found = compare_in_form("top_k_sampling_from_probs", "samples", actual, law, EXACT)
 
-    _, report = told_of([found], _laid("top_k_sampling_from_probs"), {"samples": right + 1}, {"samples": right})
+    reason, report = told_of([found], _laid("top_k_sampling_from_probs"), {"samples": actual}, {"samples": law})
+    lines = report.splitlines()
 
-    assert report == ""
+    assert reason == found.describe()
+    assert lines[0].startswith("samples: 500 draws of each of 2 rows, evidence ")
+    assert lines[0].endswith(" nats, allowed are 15.2")
+    assert lines[1:3] == ["  red by themselves are 1 of 2 rows: 0", "  the worst, of row 0:"]
+    assert lines[3] == "    [row=0, token=2] is 0.8 of the draws but should be 0.2 (error 0.6)"
+    assert len(lines) == 6
+
+
+def test_rows_that_are_red_only_together_and_impossible_tokens_are_told() -> None:
+    law = torch.tensor([[0.6, 0.4]], dtype=torch.float64).expand(200, 2)
+    together = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 1])[:, None].expand(10, 200).repeat(4, 1)
+    never = torch.zeros_like(together)
+    never[0, :12] = 7
+    together, never = (
+        told_of(
+            [compare_in_form("top_k_sampling_from_probs", "samples", each, law, EXACT)],
+            _laid("top_k_sampling_from_probs"),
+            {"samples": each},
+            {"samples": law},
+        )[1]
+        for each in (together, never)
+    )
+
+    assert "no row is red by itself, all of them together are" in together
+    assert "red by themselves are 12 of 200 rows: 0, 1, 2, 3, 4, 5, 6, 7 and 4 more" in never
+    assert never.count("token=7] is 0.025 of the draws but should be 0 ") == 5
+
+
+@pytest.mark.parametrize(
+    ("actual", "lines"),
+    [
+        (
+            [[0, 1], [2, 9]],
+            [
+                "topk_indices: 1 of 4 places are wrong",
+                "  red are 1 of 2 rows: 1",
+                "  the worst:",
+                "    [row=1, place=1] is 9 but should be in [0, 4), or -1 for none",
+            ],
+        ),
+        (
+            [[0, 1], [3, 0]],
+            [
+                "topk_indices: 1 of 4 ranks are wrong",
+                "  red are 1 of 2 rows: 1",
+                "  the worst:",
+                "    [row=1, rank=1] is of score 1 but should be of 3 (error 2)",
+            ],
+        ),
+    ],
+)
+def test_choices_are_told_by_row_and_place(actual: list[list[int]], lines: list[str]) -> None:
+    chosen, scores = torch.tensor(actual), torch.tensor([[4.0, 3, 2, 1], [1, 2, 3, 4]])
+    found = compare_in_form("dsa_topk_indexer_fp8", "topk_indices", chosen, scores, EXACT)
+
+    both = {"topk_indices": chosen}, {"topk_indices": scores}
+    assert told_of([found], _laid("dsa_topk_indexer_fp8"), *both)[1].splitlines() == lines
+    assert "report" not in found.to_dict()
+
+
+def test_another_set_of_choices_and_another_law_are_told() -> None:
+    one, other = torch.tensor([[0, 1]]), torch.tensor([[0, 5]])
+    sets = compare_in_form("dsa_topk_indexer_fp8", "topk_indices", other, one, EXACT)
+    laws = compare_in_form("dice_sampling_from_probs", "samples", torch.tensor([[0.5, 0.5]]), torch.ones(1, 2), EXACT)
+
+    assert sets.lines()[-1] == "    [row=0, place=1] is 5 but should be one of those that the other chose for row 0"
+    assert laws.lines()[0] == "samples: largest error inf of what is allowed there; the worst:"
+    assert laws.lines()[1] == "  [row=0, token=0] is 0.5 but should be 1 (error 0.5)"

@@ -5,28 +5,38 @@ Their order is free, and so is which of equal scores is taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison, compare
+from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison, compare, told_rows
+from refgrid.proving.explanations import within
 from refgrid.proving.tolerance import EXACT, Tolerance
 
 
 @dataclass(frozen=True)
 class ChoiceComparison(Comparison):
-    """A comparison of choices that do not match, and which index is wrong: `told` is one line and stays here."""
+    """A comparison of choices that do not match, and which index is wrong.
+
+    `told` is one line, `report` says which rows are red and has a line for each of the worst; both stay here.
+    """
 
     told: str = ""
+    report: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Row, place, index, what it should be, and the bound, in one line."""
         return f"{self.told} ({self._bound()})"
 
+    def lines(self) -> list[str]:
+        """Which rows are red, and the worst indices or scores."""
+        return list(self.report)
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers alone."""
-        return {name: value for name, value in super().to_dict().items() if name != "told"}
+        return {name: value for name, value in super().to_dict().items() if name not in ("told", "report")}
 
 
 def compare_chosen(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Comparison:
@@ -92,15 +102,28 @@ def _stands_before(index: torch.Tensor) -> torch.Tensor:
 def _illegal(output: str, actual: torch.Tensor, legal: torch.Tensor, scores: torch.Tensor) -> Comparison:
     """Indices as they are beside the next number where they are illegal: so the worst is the first of those."""
     wrong = compare(output, actual, torch.where(legal, actual, actual + 1), EXACT)
-    row, place = wrong.worst[0].index
-    index, end = int(actual[row, place]), scores.shape[1] - 1
+    reasons = [_told_illegal(int(each.actual), each.index[0], scores) for each in wrong.worst if each.error]
+    worst = [f"is {each.actual} {reason}" for each, reason in zip(wrong.worst, reasons, strict=False)]
+    told = f"{output} is {int(wrong.worst[0].actual)} at {list(wrong.worst[0].index)} {reasons[0]}"
+    return ChoiceComparison(**vars(wrong), told=told, report=_report(wrong, legal, worst))
+
+
+def _told_illegal(index: int, row: int, scores: torch.Tensor) -> str:
+    end = scores.shape[1] - 1
     if not -1 <= index < end:
-        reason = f"but should be in [0, {end}), or -1 for none"
-    elif scores[row, index] == -torch.inf:
-        reason = f"but should be a candidate of row {row}, which that is not"
-    else:
-        reason = "but should stand once in its row"
-    return ChoiceComparison(**vars(wrong), told=f"{output} is {index} at {[row, place]} {reason}")
+        return f"but should be in [0, {end}), or -1 for none"
+    if scores[row, index] == -torch.inf:
+        return f"but should be a candidate of row {row}, which that is not"
+    return "but should stand once in its row"
+
+
+def _report(found: Comparison, right: torch.Tensor, worst: Sequence[str], place: str = "place") -> tuple[str, ...]:
+    """The red rows, and what is told of each of the worst places, by row and place; `right` [rows, places]."""
+    red = (~right).any(dim=1).nonzero()[:, 0].tolist()
+    wrong = f"{found.output}: {int((~right).sum())} of {right.numel()} {place}s are wrong"
+    told = [f"    [row={each.index[0]}, {place}={each.index[1]}] " for each in found.worst]
+    lines = [at + what for at, what in zip(told, worst, strict=False)]  # fewer may differ
+    return (wrong, f"  red are {len(red)} of {len(right)} rows: {told_rows(red)}", "  the worst:", *lines)
 
 
 def _compare_scores(output: str, actual: torch.Tensor, scores: torch.Tensor, tolerance: Tolerance) -> Comparison:
@@ -112,7 +135,14 @@ def _compare_scores(output: str, actual: torch.Tensor, scores: torch.Tensor, tol
     if found.matches:
         return found
     row = found.worst[0].index[0]
-    return ChoiceComparison(**vars(found), told=_told_of_row(output, row, actual[row], scores[row]))
+    told = _told_of_row(output, row, actual[row], scores[row])
+    worst = [
+        f"is of score {each.actual:.9g} but should be of {each.expected:.9g} (error {each.error:.4g})"
+        for each in found.worst
+        if each.error
+    ]
+    right = within(taken, best, tolerance)
+    return ChoiceComparison(**vars(found), told=told, report=_report(found, right, worst, "rank"))
 
 
 def _told_of_row(output: str, row: int, index: torch.Tensor, scores: torch.Tensor) -> str:
@@ -147,4 +177,6 @@ def _compare_sets(output: str, actual: torch.Tensor, expected: torch.Tensor, tol
         return found
     row, place_of_worst = found.worst[0].index
     told = f"{output} is {int(found.worst[0].actual)} at {[row, place_of_worst]}"
-    return ChoiceComparison(**vars(found), told=f"{told} but should be one of those that the other chose for row {row}")
+    reason = "but should be one of those that the other chose for row"
+    worst = [f"is {each.actual} {reason} {each.index[0]}" for each in found.worst if each.error]
+    return ChoiceComparison(**vars(found), told=f"{told} {reason} {row}", report=_report(found, right, worst))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from refgrid.proving.measure import measure
 from refgrid.proving.rows import RowError, furthest_row, index_of
 from refgrid.proving.tolerance import Tolerance
+
+_NAMED = 8  # rows of a report
 
 
 class ComparisonError(ValueError):
@@ -87,6 +89,14 @@ class Comparison:
         odd = not (math.isfinite(worst.actual) and math.isfinite(worst.expected))
         found = f"is {actual} at {list(worst.index)}" if odd else f"is off at {list(worst.index)}: {actual}"
         return f"{self.output} {found} but should be {expected} ({self._bound()})"
+
+    def lines(self) -> list[str]:
+        """The report of an output that has a form of its own: rows, and what stands there, with both values."""
+        told = [f"{self.output}: largest error {self.headroom:.4g} of what is allowed there; the worst:"]
+        for worst in filter(lambda each: each.error != 0, self.worst):  # fewer may differ
+            values = " but should be ".join(told_apart(worst.actual, worst.expected))
+            told.append(f"  [row={worst.index[0]}, token={worst.index[1]}] is {values} (error {worst.error:.4g})")
+        return told
 
     def _bound(self) -> str:
         share = math.floor(1e4 * self.matched_ratio) / 100  # rounded down: one bad element in a million is not 100%
@@ -193,6 +203,12 @@ def told_apart(actual: float, expected: float) -> tuple[str, str]:
     if isinstance(actual, float):
         texts = [(f"{actual:.{digits}g}", f"{expected:.{digits}g}") for digits in (6, 9, 17)]
     return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
+
+
+def told_rows(red: Sequence[int]) -> str:
+    """As "0, 3, 7": the first few by their numbers, and how many more."""
+    more = f" and {len(red) - _NAMED} more" if len(red) > _NAMED else ""
+    return ", ".join(map(str, red[:_NAMED])) + more
 
 
 def _power(value: float) -> str:

@@ -73,18 +73,26 @@ def told_of(
     reasons: list[str] = []
     lines: list[str] = []
     for comparison in wrong:
-        name, short = comparison.output, ""
-        if form_of(bench.op, name) is None:
-            try:
-                axes = bench.definition.outputs[name].shape
-                seen = diagnose(comparison, actual[name], expected[name], axes, chosen_experts(bench))
-                short, more = seen.in_short(), seen.lines()
-            except Exception as error:  # noqa: BLE001 - the verdict stands, whatever befalls those who look closer
-                forget_locals(error)
-                more = [f"{name}: could not be looked at: {judge(error)[1]}"]
-            lines += more
+        name = comparison.output
+        try:
+            short, more = _looked_at(comparison, bench, actual[name], expected[name])
+        except Exception as error:  # noqa: BLE001 - the verdict stands, whatever befalls those who look closer
+            forget_locals(error)
+            short, more = "", [f"{name}: could not be looked at: {judge(error)[1]}"]
+        lines += more
         reasons.append(comparison.describe() + short)
     return "; ".join(reasons), "\n".join(lines)
+
+
+def _looked_at(
+    comparison: Comparison, bench: Laid, actual: torch.Tensor, expected: torch.Tensor
+) -> tuple[str, list[str]]:
+    """What is added to the reason, and the report; draws and choices, which have no places, tell theirs themselves."""
+    if form_of(bench.op, comparison.output) is not None:
+        return "", comparison.lines()
+    axes = bench.definition.outputs[comparison.output].shape
+    seen = diagnose(comparison, actual, expected, axes, chosen_experts(bench))
+    return seen.in_short(), seen.lines()
 
 
 def diagnose(

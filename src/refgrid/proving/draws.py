@@ -20,13 +20,15 @@ the one before. tests/test_draws.py measures all of these.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison, Location, compare
+from refgrid.proving.compare import Comparison, ComparisonError, EmptyComparison, Location, compare, told_rows
 from refgrid.proving.likelihood import (
+    BOUND,
     Evidence,
     evidence_of_draws,
     evidence_of_law,
@@ -85,9 +87,13 @@ def compare_draws(output: str, actual: torch.Tensor, expected: torch.Tensor, tol
 
 @dataclass(frozen=True, kw_only=True)
 class DrawsComparison(Comparison):
-    """A comparison of shares: `worst` is indexed by row and token, and the verdict is that of the `evidence`."""
+    """A comparison of shares: `worst` is indexed by row and token, and the verdict is that of the `evidence`.
+
+    `red` are the rows that would be red if they were the only one.
+    """
 
     evidence: Evidence
+    red: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """Row, token, its share of the draws and what that should be, in one line."""
@@ -97,6 +103,24 @@ class DrawsComparison(Comparison):
         row, token = worst.index
         found = f"is token {token} in {worst.actual:.4g} of the draws of row {row}"
         return f"{self.output} {found} but should be in {worst.expected:.4g} ({self._told()})"
+
+    def lines(self) -> list[str]:
+        """How many draws, which rows are red, and the tokens of the worst row with both shares."""
+        told, row = self.evidence, self.worst[0].index[0]
+        draws = " against ".join(map(str, told.draws))
+        found = f"{self.output}: {draws} draws of each of {told.rows} rows, "
+        found += f"evidence {told.nats:.3g} nats, allowed are {told.bound:.3g}"
+        return [found, f"  {self._told_red()}", f"  the worst, of row {row}:", *self._told_worst()]
+
+    def _told_red(self) -> str:
+        if not self.red:
+            return "no row is red by itself, all of them together are"
+        return f"red by themselves are {len(self.red)} of {self.evidence.rows} rows: {told_rows(self.red)}"
+
+    def _told_worst(self) -> Iterator[str]:
+        for worst in filter(lambda each: each.error != 0, self.worst):  # fewer may differ
+            share = f"is {worst.actual:.4g} of the draws but should be {worst.expected:.4g}"
+            yield f"    [row={worst.index[0]}, token={worst.index[1]}] {share} (error {worst.error:.4g})"
 
     def _told(self) -> str:
         told = self.evidence
@@ -145,7 +169,8 @@ def _against_law(output: str, actual: torch.Tensor, law: torch.Tensor) -> Compar
     token = torch.arange(outcomes, device=law.device)
     shares = _Shares(torch.full_like(token, row), token, share, law[row])
     found = found_against_law(right, counted.draws[0])
-    return _comparison(output, shares, Evidence(mixed(evidence), counted.draws, len(law), found=found))
+    whole = Evidence(mixed(evidence), counted.draws, len(law), found=found)
+    return _comparison(output, shares, whole, _red(evidence))
 
 
 def _against_draws(output: str, actual: torch.Tensor, expected: torch.Tensor) -> Comparison:
@@ -159,7 +184,8 @@ def _against_draws(output: str, actual: torch.Tensor, expected: torch.Tensor) ->
     share = counted.count[here] / torch.tensor(counted.draws, device=actual.device)
     shares = _Shares(counted.row[here], counted.token[here], *share.unbind(1))
     found = found_against_draws(counted)
-    return _comparison(output, shares, Evidence(mixed(evidence), counted.draws, actual.shape[1], found=found))
+    whole = Evidence(mixed(evidence), counted.draws, actual.shape[1], found=found)
+    return _comparison(output, shares, whole, _red(evidence))
 
 
 def _suspect(evidence: torch.Tensor) -> int:
@@ -167,15 +193,22 @@ def _suspect(evidence: torch.Tensor) -> int:
     return int(evidence.amax(dim=0).argmax())
 
 
+def _red(evidence: torch.Tensor) -> tuple[int, ...]:
+    """The rows whose draws alone pass the bound."""
+    alone = evidence.logsumexp(dim=0) - math.log(len(evidence))
+    return tuple((alone >= BOUND).nonzero()[:, 0].tolist())
+
+
 def _impossible(output: str, actual: torch.Tensor, possible: torch.Tensor) -> Comparison:
     draw, row = (~possible).nonzero().unbind(1)
     (row, token), times = torch.stack([row, actual[draw, row]]).unique(dim=1, return_counts=True)
     share = times.double() / len(actual)
     certain = Evidence(math.inf, (len(actual),), actual.shape[1])
-    return _comparison(output, _Shares(row, token, share, torch.zeros_like(share)), certain)
+    red = tuple(row.unique().tolist())
+    return _comparison(output, _Shares(row, token, share, torch.zeros_like(share)), certain, red)
 
 
-def _comparison(output: str, shares: _Shares, evidence: Evidence) -> Comparison:
+def _comparison(output: str, shares: _Shares, evidence: Evidence, red: tuple[int, ...]) -> Comparison:
     """The measures of the shares; the verdict is the evidence's."""
     found = compare(output, shares.actual, shares.expected, EXACT)
     distance = 0.5 * float((shares.actual - shares.expected).abs().sum())
@@ -193,4 +226,4 @@ def _comparison(output: str, shares: _Shares, evidence: Evidence) -> Comparison:
         "headroom": headroom,
         "worst": worst,
     }
-    return DrawsComparison(**measures, evidence=evidence)
+    return DrawsComparison(**measures, evidence=evidence, red=red)

@@ -7,6 +7,8 @@ in float32 cuts there too. Few tokens hold most of the mass of most rows, since 
 Where a row is cut through tied tokens libraries differ, and for a top_p of 0 one defines nothing. Such rows are only in
 workloads whose uuid holds "ties" or "argmax", so that a refusal leaves the others proven. One that holds "close" has
 cuts between nearly equal tokens, far apart for a float32, which a sampler of fewer bits does not tell from each other.
+One that holds "many" is a row of few tokens, the likeliest of them about one half of it: draws of it are cheap, many,
+and tell a law that is a little off.
 """
 
 from __future__ import annotations
@@ -89,6 +91,8 @@ def rows_of(uuid: str, vocab_size: int) -> tuple[Row, ...]:
         return Row(steps, 50, 0.0), Row(zipf, 0, 0.0), Row(halves, 2, 0.0), Row(one_hot, vocab_size, 0.0)
     if "close" in uuid:
         return Row(close, 50, 0.5), Row(close, 99, 0.9), Row(close, 2, 0.3)
+    if "many" in uuid:
+        return (Row(halves, 12, 0.9),)
     return (
         Row(steps, 50, 0.9),
         Row(halves, 2, 0.8),
