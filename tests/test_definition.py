@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from refgrid.dataset.binding import with_constants
 from refgrid.dataset.definition import DefinitionError, load_dataset, read_definition
 
 Damage = Callable[[dict[str, Any]], None]
@@ -176,36 +175,3 @@ def test_shapes_follow_the_workload(double: dict[str, Any], write_definition: An
     assert definition.shape("scale", axes) is None
     with pytest.raises(DefinitionError, match="has no value"):
         definition.axis_values({})
-
-
-def test_a_workload_may_take_less_of_a_constant(double: dict[str, Any], write_definition: Any) -> None:
-    definition = read_definition(write_definition(double))
-    axes = definition.axis_values({"batch_size": 3, "n": 2})
-
-    assert definition.shape("y", axes) == (3, 2)
-    assert with_constants(definition, axes).constant("n") == 2
-    assert with_constants(definition, definition.axis_values({"batch_size": 3})) is definition
-
-
-@pytest.mark.parametrize(
-    ("bound", "reason"),
-    [
-        (
-            {"n": 4},
-            "axes.n: is bound by the workload to 4, but should be above 0 and below the definition's constant, 4",
-        ),
-        ({"n": 0}, r"axes.n: is bound by the workload to 0, but should be above 0"),
-        ({"m": 2}, "axes.m: is bound by the workload but is no axis"),
-        ({"k": 2}, "axes.k: is bound by the workload, but is an axis of w, which all workloads share"),
-    ],
-)
-def test_a_binding_that_no_workload_may_make_is_refused(
-    bound: dict[str, int], reason: str, double: dict[str, Any], write_definition: Any
-) -> None:
-    double["axes"]["k"] = {"type": "const", "value": 6}
-    double["inputs"]["w"] = {"shape": ["k"], "dtype": "float32"}
-    double["reference"] = "def run(x, w): ..."
-    definition = read_definition(write_definition(double))
-
-    with pytest.raises(DefinitionError, match=reason):
-        definition.axis_values({"batch_size": 3, **bound})

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "refgrid_references"
 PUBLISHED = {
     "rmsnorm": 15, "gemm": 32, "gqa_grouped": 3, "gqa_paged": 37, "gqa_ragged": 9, "mla_paged": 6, "mla_ragged": 2,
-    "dsa_paged": 3, "gdn": 9, "mamba_ssu": 2, "moe": 19, "rope": 1, "sampling": 21,
+    "dsa_paged": 3, "gdn": 9, "mamba_ssu": 2, "moe": 19, "rope": 1, "sampling": 24,
 }  # fmt: skip
 PATHS = sorted((ROOT / "definitions").glob("*/*.json"))
 

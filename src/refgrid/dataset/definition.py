@@ -17,7 +17,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from refgrid.dataset import reference_text
-from refgrid.dataset.binding import fault_of
 
 DType = Literal[
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1",
@@ -110,18 +109,17 @@ class Definition:
     path: Path | None = None
 
     def axis_values(self, bound: Mapping[str, int]) -> dict[str, int]:
-        """Every axis with its value: the workload's bindings and, where there is none, the definition's constants.
+        """Every axis with its value: the definition's constants and the workload's bindings.
 
-        Raises DefinitionError for an axis that stays open, a binding that is no axis, and a constant that may not be
-        bound so.
+        Raises DefinitionError for an axis that stays open or a binding that is no var axis.
         """
-        values = {name: bound.get(name, axis.value) for name, axis in self.axes.items()}
+        values = {name: axis.value if axis.value is not None else bound.get(name) for name, axis in self.axes.items()}
         for name, value in values.items():
             if value is None:
                 raise DefinitionError(self.file, f"axes.{name}", f"has no value: the workload binds {sorted(bound)}")
-        for name, value in bound.items():
-            if fault := fault_of(self, name, value):
-                raise DefinitionError(self.file, f"axes.{name}", fault)
+        strays = [name for name in bound if name not in self.axes or self.axes[name].type == "const"]
+        if strays:
+            raise DefinitionError(self.file, f"axes.{strays[0]}", "is bound by the workload but is no var axis")
         return {name: value for name, value in values.items() if value is not None}
 
     def shape(self, tensor: str, axis_values: Mapping[str, int]) -> tuple[int, ...] | None:

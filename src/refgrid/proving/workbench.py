@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from refgrid.dataset import memory, smaller
-from refgrid.dataset.binding import with_constants
 from refgrid.dataset.case import Case, definition_of
 from refgrid.dataset.definition import DataSet, Definition, Workload
 from refgrid.dataset.reference import compile_reference, text_hash
@@ -97,7 +96,6 @@ class Workbench:
                 weights_seed = case.seed - case.seed % self._sharing
                 inputs = make_inputs(definition, workload, case.seed, self.device, self.dataset.root, weights_seed)
             axes = definition.axis_values(workload.axes)
-            definition = with_constants(definition, axes)
             self._laid = Laid("/".join(map(str, key)), case.op, definition, axes, inputs, shrunk)
             self._key = key
         self.axes, self.shrunk = self._laid.axes, self._laid.shrunk
