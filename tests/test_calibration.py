@@ -40,6 +40,11 @@ def committed() -> list[Run]:
     return [run for run in read_runs(ROOT / "results") if run.file.parent == ROOT / "results"]
 
 
+@cache
+def table() -> list[Row]:
+    return rows(measurements(ROOT / "results/calibration"), ROOT / "results", dataset())
+
+
 def measured(dtype: str = "bfloat16", **parties: tuple[float, float]) -> dict[str, Any]:
     """A measurement of one op; parties by name: the error beyond rounding, and the atol needed beside rtol."""
     named = {"reference": (REFERENCE, FLOAT64), "formula": (FORMULA, FLOAT64), "own": ("lib", FLOAT64)}
@@ -126,11 +131,7 @@ def test_the_command_fails_where_a_row_beyond_the_bound_has_no_reason(
 
 
 def test_every_reason_is_of_a_row_beyond_the_bound_and_has_numbers() -> None:
-    beyond = [
-        row
-        for row in rows(measurements(ROOT / "results/calibration"), ROOT / "results", dataset())
-        if not row.keeps_three_way
-    ]
+    beyond = [row for row in table() if not row.keeps_three_way]
 
     assert len(beyond) == 22
     assert all(why(row) for row in beyond)
@@ -296,7 +297,7 @@ def test_no_row_follows_from_a_known_fault_nor_from_other_sizes_than_those_of_a_
 
 def test_the_committed_table_follows_from_the_committed_measurements() -> None:
     told = json.loads(CALIBRATED.read_text())["rows"]
-    found = rows(measurements(ROOT / "results/calibration"), ROOT / "results", dataset())
+    found = table()
 
     assert [row.to_dict() for row in found] == told
     assert failures(found) == []
