@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from grouped_samples import Run
+from grouped_samples import Run, Tensors
 from naive_grouped import Entry
 
 from refgrid_solutions.grouped_attention import GroupedAttnPlan, grouped_flash_attn_func, plan_grouped_attn
@@ -34,9 +34,6 @@ class Subject(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
     heads: tuple[int, int] = (4, 2)
     head_dim: int = 64
-
-
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def zigzag(lengths: Sequence[int], rank: int, world: int) -> Layout:
