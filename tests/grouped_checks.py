@@ -193,7 +193,7 @@ def _halves(entry: Entry) -> list[Entry]:
 
 
 def check_poisoned_keys(layout: Layout, subject: Subject) -> None:
-    """What the keys in no range hold changes no bit."""
+    """What the keys in no range hold, and memory that is not written yet, changes no bit."""
     told, plan = drawn(layout, subject), planned(layout, subject, deterministic=True)
     dout = drawn_like(told[0])
     in_ranges = torch.zeros(layout.total_k, dtype=torch.bool, device=subject.device)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from grouped_checks import CHECKS, LARGE, check_compiled
-from grouped_layouts import FULL, Layout, Subject, drawn, drawn_like, layouts, planned, run_backward, zigzag
+from grouped_layouts import FULL, Layout, Subject, drawn, layouts, planned, run_both, zigzag
 from grouped_planning import check_planning
 from varlen_kernels import Calls, backends_of_a_gpu
 
@@ -90,9 +90,7 @@ def test_many_groups_are_no_more_operations_than_few(backend: str) -> None:
 
 def launched(calls: Calls, layout: str, backend: str, **options: Any) -> list[str]:
     """What a forward and a backward pass launch."""
-    subject = Subject(backend)
-    told = drawn(LAYOUTS[layout], subject)
-    run_backward(told, planned(LAYOUTS[layout], subject, **options), subject, drawn_like(told[0]))
+    run_both(LAYOUTS[layout], Subject(backend), **options)
     return list(calls)
 
 

@@ -84,6 +84,14 @@ def _keys_that_leak(out: Any, lse: Any, told: Any, _plan: Any) -> Any:
     return out + 1e-3 * told[1].float().mean().to(out.dtype), lse
 
 
+def _of_slices_only(dq: Any, plan: Any) -> Any:
+    """The other rows are left as memory was: by luck zero, as they should be, unless it is poisoned."""
+    left = torch.empty_like(dq) if torch.are_deterministic_algorithms_enabled() else torch.zeros_like(dq)
+    for piece in plan.slices:
+        left[piece.q_start : piece.q_end] = dq[piece.q_start : piece.q_end]
+    return left
+
+
 def _several(plan: Any) -> bool:
     return len(plan.slices) > 1
 
@@ -143,6 +151,7 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
         diagonal(lambda piece: piece.num_rows - piece.num_keys),
     ),
     "keys that leak": ("poisoned keys", "gaps", forward_fault(_keys_that_leak)),
+    "gradients never written": ("poisoned keys", "gaps", backward_fault(0, _of_slices_only)),
     "noise": ("deterministic", "zigzag", backward_fault(0, lambda dq, _: dq + torch.randn_like(dq))),
     "out of rows off": ("sampled rows", "zigzag", forward_fault(lambda out, lse, *_: (out * 1.02, lse))),
     "lse of rows off": ("sampled rows", "zigzag", forward_fault(lambda out, lse, *_: (out, lse + 0.01))),
