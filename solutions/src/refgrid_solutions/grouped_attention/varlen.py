@@ -21,6 +21,10 @@ from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, check_heads
 
 Ranges = list[tuple[int, int]]
 
+_planned = torch.compiler.disable(
+    plan_grouped_attn, reason="the list form plans in every call: plan_grouped_attn once before this is compiled whole"
+)
+
 
 def grouped_flash_attn_varlen_func(
     q_list: Sequence[torch.Tensor],
@@ -50,7 +54,8 @@ def grouped_flash_attn_varlen_func(
     not needed; a bound that is given must hold. lse: [num_heads_q, rows] a group, natural logarithm, without gradient.
 
     This plans anew in every call, and copies offsets that are on a GPU to the host: plan_grouped_attn once instead,
-    where the same groups come again. ValueError as there; NotImplementedError for dropout, windows, softcap and ALiBi.
+    where the same groups come again or all is to be compiled whole, as torch.compile breaks its graph here. ValueError
+    as there; NotImplementedError for dropout, windows, softcap and ALiBi.
     """
     check_options(dropout_p=dropout_p, window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes)
     check_flags(causal=causal, deterministic=deterministic)
@@ -62,7 +67,7 @@ def grouped_flash_attn_varlen_func(
     _check_longest("max_seqlen_q_list", max_seqlen_q_list, rows, len(q_list))
     _check_longest("max_seqlen_k_list", max_seqlen_k_list, keys, len(q_list))
     counts = [len(part) for part in q_list]
-    plan = plan_grouped_attn(
+    plan = _planned(
         *(rows, keys, [CAUSAL if causal else FULL] * len(rows)),
         total_q=sum(counts),
         total_k=len(k),

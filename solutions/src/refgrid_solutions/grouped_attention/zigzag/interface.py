@@ -22,6 +22,10 @@ from refgrid_solutions.grouped_attention.zigzag.pipeline import Run, ZigzagAtten
 from refgrid_solutions.grouped_attention.zigzag.planned import Setting, zigzag_plan
 
 
+# Collectives under way and a plan that is looked up are no graph: all of it is left to Python.
+@torch.compiler.disable(  # type: ignore[untyped-decorator]  # torch gives it no types
+    reason="zigzag attention is not compiled: it may be called between compiled graphs"
+)
 def zigzag_llama3_flash_attn_varlen_func(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -62,6 +66,8 @@ def zigzag_llama3_flash_attn_varlen_func(
     other call waits for the GPU, provided that cu_seqlens_q and cu_seqlens_k are tensors on the CPU, as
     zigzag_llama3_prepare makes them, or sequences of integers: tensors on a GPU are read by every call, which waits for
     it.
+
+    torch.compile breaks its graph here, and fullgraph=True is refused.
 
     causal: each token sees its sequence up to itself; otherwise all of it. deterministic: gradients of the same bits
     every time. group: a process group, or an Exchange; None is the default group. use_grouped_attention: one call of
