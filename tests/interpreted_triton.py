@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 
 with patch.dict("os.environ", {"TRITON_INTERPRET": "1"}):
     import triton
@@ -26,24 +27,29 @@ assert isinstance(tl.zeros, interpreter.InterpretedFunction), (
 )
 
 
+_NARROWING = tl.float32, tl.bfloat16
 _INTEGER_OPERATIONS = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
 
 @contextmanager
 def completed() -> Iterator[None]:
-    """An interpreter that multiplies bfloat16, which it takes for integers.
+    """An interpreter that multiplies bfloat16, which it takes for integers, and rounds to it, where it cuts bits off.
 
     It says nothing of NaN: what a block holds beyond its rows may be anything, as long as it is not used.
     """
     builder = interpreter.InterpreterBuilder
-    multiply = builder.create_dot
+    multiply, cast = builder.create_dot, builder.cast_impl
 
     def create_dot(self: Any, one: Any, other: Any, *others: Any) -> Any:
         return multiply(self, _widened(one), _widened(other), *others)
 
+    def cast_impl(self: Any, operand: Any, to: Any) -> Any:
+        return _rounded(operand) if (operand.dtype.scalar, to.scalar) == _NARROWING else cast(self, operand, to)
+
     with (
         np.errstate(invalid="ignore"),
         patch.object(builder, "create_dot", create_dot),
+        patch.object(builder, "cast_impl", cast_impl),
         patch.object(TritonSemantic, "binary_op_sanitize_overflow_impl", _overflow_is_an_error),
         _replaced_once(),
     ):
@@ -79,3 +85,9 @@ def _widened(operand: Any) -> Any:
         return operand
     bits = operand.data.astype(np.uint32) << 16
     return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+
+def _rounded(operand: Any) -> Any:
+    """To the nearest bfloat16, as a GPU does; the interpreter holds it as an integer."""
+    bits = torch.tensor(operand.data).to(torch.bfloat16).view(torch.uint16)
+    return interpreter.TensorHandle(bits.numpy(), tl.bfloat16)

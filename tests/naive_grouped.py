@@ -1,5 +1,5 @@
-"""Grouped attention from its definition: a dense mask, one softmax over it, gradients by autograd; and how far off
-something may be that computes the same.
+"""Grouped attention from its definition: a dense mask, one softmax over it, gradients by autograd; the same as a flash
+kernel rounds it; and how far off something may be that computes it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,30 @@ def gradients(
     out, _ = attend(q, k, v, mask, scale)
     dq, dk, dv = torch.autograd.grad(out, (q, k, v), dout)
     return dq, dk, dv
+
+
+def flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float, dout: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """out, lse, dq, dk, dv, rounded where a flash kernel rounds: weights, their gradients, and what comes out.
+
+    The rest is in float32. Scores of about 100, in bfloat16, would be off by as much as decides which key wins: the
+    formula in its own dtype is then no yardstick, as its errors are as large as its values.
+    """
+    dtype, share = q.dtype, q.shape[1] // k.shape[1]
+    q, k, v, dout = (tensor.float() for tensor in (q, k, v, dout))
+    wide_k, wide_v = (keys.repeat_interleave(share, dim=1) for keys in (k, v))
+    scores = (torch.einsum("nhd,mhd->hnm", q, wide_k) * scale).masked_fill(~mask, -math.inf)
+    lse = scores.logsumexp(-1)
+    weights = torch.where(mask, (scores - lse[..., None]).exp(), 0)
+    rounded = weights.to(dtype).float()
+    out = torch.einsum("hnm,mhd->nhd", rounded, wide_v).to(dtype)
+    delta = (dout * out.float()).sum(-1).T[..., None]
+    d_scores = (weights * (torch.einsum("nhd,mhd->hnm", dout, wide_v) - delta)).to(dtype).float()
+    dq = torch.einsum("hnm,mhd->nhd", d_scores, wide_k) * scale
+    of_keys = torch.einsum("hnm,nhd->mhd", d_scores, q) * scale, torch.einsum("hnm,nhd->mhd", rounded, dout)
+    dk, dv = (gradient.unflatten(1, (-1, share)).sum(2).to(dtype) for gradient in of_keys)
+    return out, lse, dq.to(dtype), dk, dv
 
 
 def hold_to_twice(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from grouped_checks import CHECKS, check_compiled, check_precision
+from grouped_checks import CHECKS, LARGE, check_compiled, check_precision
 from grouped_gpu import BACKENDS, subject_of
 from grouped_layouts import Layout, Subject, drawn, layouts, planned, run_both
 from grouped_planning import check_planning
@@ -57,9 +57,10 @@ def test_both_ways_backward(way: str, layout: str, monkeypatch: pytest.MonkeyPat
     check_precision(LAYOUTS[layout], subject_of("torch"))
 
 
+@pytest.mark.parametrize("check", LARGE)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_inputs_ten_times_as_large(backend: str) -> None:
-    check_precision(LAYOUTS["zigzag, 64"], subject_of(backend), spread=10)
+def test_inputs_ten_times_as_large(backend: str, check: str) -> None:
+    LARGE[check](LAYOUTS["zigzag, 64"], subject_of(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,7 +13,7 @@ import torch
 from emulated_ranks import LoneExchange
 from grouped_gpu import BACKENDS, subject_of
 from process_ranks import torchrun
-from zigzag_checks import Case, Tensors, drawn, expected, hold, joined, run_emulated, run_rank
+from zigzag_checks import NAMES, Case, Tensors, drawn, expected, hold, joined, run_emulated, run_rank
 
 from refgrid_solutions.grouped_attention.zigzag.planned import zigzag_plan
 
@@ -91,3 +91,31 @@ def test_determinism_gives_the_same_bits(causal: bool, backend: str) -> None:
 
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
     hold(case, once, expected(case, told))
+
+
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # nothing is accumulated
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (3, 8)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_captured_graph_gives_the_same_bits(backend: str, rank: int, world_size: int) -> None:
+    """Of a rank alone: what crosses ranks is a copy on the device."""
+    subject_of(backend)
+    case = Case([1024, 3072], 2, (32, 8), 128, torch.bfloat16, "cuda", backend=backend, deterministic=True)
+    told = drawn(case)
+
+    def step() -> Tensors:
+        return run_rank(case, told, LoneExchange(rank, world_size), rank, world_size)
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for tensor in told:
+        tensor.copy_(torch.randn_like(tensor))
+    graph.replay()
+    torch.cuda.synchronize()
+
+    for name, found, expected_one in zip(NAMES, captured, step(), strict=True):
+        assert torch.equal(found, expected_one), f"{name} of the captured graph differs"

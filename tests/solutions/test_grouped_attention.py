@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -200,3 +201,19 @@ def test_a_tensor_that_does_not_fit_the_plan_is_named(
 
     with pytest.raises(ValueError, match=words.format(argument)):
         grouped_flash_attn_func(**told, plan=plan)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "0.1", torch.ones(())])
+def test_a_scale_that_is_no_finite_number_is_named(scale: Any, plan: GroupedAttnPlan) -> None:
+    words = re.escape(f"softmax_scale = {scale!r}, but should be a finite number, or None for head_dim ** -0.5")
+    with pytest.raises(ValueError, match=words):
+        grouped_flash_attn_func(*drawn(plan), plan, softmax_scale=scale)
+
+
+def test_a_scale_that_is_told_is_compiled_whole(plan: GroupedAttnPlan) -> None:
+    told = drawn(plan)
+    compiled = torch.compile(grouped_flash_attn_func, fullgraph=True, backend="aot_eager")
+    for scale in (0.3, 0.4, 1):
+        expected = grouped_flash_attn_func(*told, plan, softmax_scale=scale)
+
+        assert torch.equal(compiled(*told, plan, softmax_scale=scale)[0], expected[0])

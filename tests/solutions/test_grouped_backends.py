@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from grouped_checks import CHECKS, check_compiled
-from grouped_layouts import FULL, Layout, Subject, drawn, drawn_like, layouts, planned, run_backward, zigzag
+from grouped_checks import CHECKS, LARGE, check_compiled
+from grouped_layouts import FULL, Layout, Subject, drawn, layouts, planned, run_both, zigzag
 from grouped_planning import check_planning
 from varlen_kernels import Calls, backends_of_a_gpu
 
@@ -52,6 +52,14 @@ def test_what_kernels_are_told(way: str, layout: str, check: str, monkeypatch: p
 
 
 @pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("check", LARGE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["reference", "torch", "fa3"])
+def test_inputs_ten_times_as_large(backend: str, dtype: torch.dtype, check: str) -> None:
+    LARGE[check](LAYOUTS["zigzag"], Subject(backend, dtype=dtype, head_dim=128))
+
+
+@pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize("backend", ["reference", "torch", "fa3"])
 def test_every_backend_is_compiled(backend: str) -> None:
     check_compiled(LAYOUTS["both masks"], Subject(backend), "aot_eager")
@@ -82,9 +90,7 @@ def test_many_groups_are_no_more_operations_than_few(backend: str) -> None:
 
 def launched(calls: Calls, layout: str, backend: str, **options: Any) -> list[str]:
     """What a forward and a backward pass launch."""
-    subject = Subject(backend)
-    told = drawn(LAYOUTS[layout], subject)
-    run_backward(told, planned(LAYOUTS[layout], subject, **options), subject, drawn_like(told[0]))
+    run_both(LAYOUTS[layout], Subject(backend), **options)
     return list(calls)
 
 
@@ -124,12 +130,12 @@ def test_a_forward_pass_of_fa3_has_the_backward_kernel_of_torch(calls: Calls) ->
 
 
 def test_a_plan_may_forbid_splits_and_limit_them(calls: Calls) -> None:
-    asked = []
+    """Sixteen rows of 4,096 keys, which are fewer tiles than processors."""
+    subject, layout = Subject("fa3"), Layout([(0, 16, 0, 4096, FULL)], 16, 4096)
     for most in (1, 2, None):
-        del calls[:]
-        asked += launched(calls, "zigzag", "fa3", max_splits=most)[:1]
+        grouped_flash_attn_func(*drawn(layout, subject), planned(layout, subject, max_splits=most), backend="fa3")
 
-    assert asked == ["fa3 forward, num_splits=1", "fa3 forward, num_splits=1", "fa3 forward, num_splits=1"]
+    assert calls == [f"fa3 forward, num_splits={parts}" for parts in (1, 2, 32)]
 
 
 def plan_of(layout: Layout, heads: tuple[int, int] = (32, 8), head_dim: int = 128, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from grouped_checks import CHECKS, check_compiled, check_precision
+from grouped_checks import CHECKS, LARGE, check_compiled, check_precision
 from grouped_layouts import Layout, Subject, layouts
 from grouped_samples import hold_lse
 from hypothesis import given
@@ -21,6 +21,7 @@ from refgrid_solutions.grouped_attention.ranges import CAUSAL, Slice
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYOUTS = layouts(8)
+ALL = {**CHECKS, **LARGE}
 Fault = Callable[..., Any]
 
 
@@ -83,9 +84,28 @@ def _keys_that_leak(out: Any, lse: Any, told: Any, _plan: Any) -> Any:
     return out + 1e-3 * told[1].float().mean().to(out.dtype), lse
 
 
+def _of_slices_only(dq: Any, plan: Any) -> Any:
+    """The other rows are left as memory was: by luck zero, as they should be, unless it is poisoned."""
+    left = torch.empty_like(dq) if torch.are_deterministic_algorithms_enabled() else torch.zeros_like(dq)
+    for piece in plan.slices:
+        left[piece.q_start : piece.q_end] = dq[piece.q_start : piece.q_end]
+    return left
+
+
 def _several(plan: Any) -> bool:
     return len(plan.slices) > 1
 
+
+_OF_ROWS = {
+    "out too large": forward_fault(lambda out, lse, *_: (out * 1.02, lse)),
+    "dq too large": backward_fault(0, lambda dq, _: dq * 1.05),
+}
+_OF_KEYS = {
+    "dk too large": backward_fault(1, lambda dk, _: dk * 1.05),
+    "dv too large": backward_fault(2, lambda dv, _: dv * 1.05),
+    "no dv": backward_fault(2, lambda dv, _: dv * 0),
+}
+_LARGE_FAULTS = {"precision": {**_OF_ROWS, **_OF_KEYS}, "sampled rows": _OF_ROWS, "sampled keys": _OF_KEYS}
 
 FAULTS: dict[str, tuple[str, str, Fault]] = {
     "out too large": ("precision", "zigzag", forward_fault(lambda out, lse, *_: (out * 1.02, lse))),
@@ -131,6 +151,7 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
         diagonal(lambda piece: piece.num_rows - piece.num_keys),
     ),
     "keys that leak": ("poisoned keys", "gaps", forward_fault(_keys_that_leak)),
+    "gradients never written": ("poisoned keys", "gaps", backward_fault(0, _of_slices_only)),
     "noise": ("deterministic", "zigzag", backward_fault(0, lambda dq, _: dq + torch.randn_like(dq))),
     "out of rows off": ("sampled rows", "zigzag", forward_fault(lambda out, lse, *_: (out * 1.02, lse))),
     "lse of rows off": ("sampled rows", "zigzag", forward_fault(lambda out, lse, *_: (out, lse + 0.01))),
@@ -138,21 +159,26 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
     "dk of keys off": ("sampled keys", "zigzag", backward_fault(1, lambda dk, _: dk * 1.05)),
     "dv of keys off": ("sampled keys", "zigzag", backward_fault(2, lambda dv, _: dv * 1.05)),
     "strides not read": ("strides", "zigzag", input_fault(_packed_rows)),
+    **{
+        f"{name}, {check} of large inputs": (f"{check} of large inputs", "zigzag", fault)
+        for check, faults in _LARGE_FAULTS.items()
+        for name, fault in faults.items()
+    },
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check, layout, plant = FAULTS[fault]
-    CHECKS[check](LAYOUTS[layout], Subject("reference", head_dim=16))
+    ALL[check](LAYOUTS[layout], Subject("reference", head_dim=16))
     plant(monkeypatch)
 
     with pytest.raises(AssertionError):
-        CHECKS[check](LAYOUTS[layout], Subject("reference", head_dim=16))
+        ALL[check](LAYOUTS[layout], Subject("reference", head_dim=16))
 
 
 def test_every_check_has_a_fault_that_it_sees() -> None:
-    assert {check for check, _, _ in FAULTS.values()} == set(CHECKS)
+    assert {check for check, _, _ in FAULTS.values()} == set(ALL)
 
 
 def test_a_compiled_graph_that_differs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

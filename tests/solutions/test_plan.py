@@ -46,6 +46,8 @@ def test_a_range_tensor_of_floats_is_refused() -> None:
         ({"num_heads_k": 3}, "num_heads_k = 3 does not divide num_heads_q = 4"),
         ({"total_q": 7}, "q_ranges[1] = (6, 8) is out of bounds"),
         ({"max_splits": 0}, "max_splits = 0, but should be an integer from 1"),
+        ({"deterministic": "yes"}, "deterministic = 'yes', but should be True or False"),
+        ({"deterministic": None}, "deterministic = None, but should be True or False"),
         ({"dtype": torch.int8}, "no backend can run this"),
     ],
 )

@@ -100,6 +100,9 @@ LEGAL_Q = "should be (start, end) with 0 <= start <= end <= total_q = 8"
             "q_ranges has 1 entries, k_ranges 2 and mask_types 1: each slice needs one entry in all three",
             id="lengths",
         ),
+        pytest.param(None, [], [], "q_ranges = None, but should be a sequence, or a tensor", id="no q ranges"),
+        pytest.param([], 3, [], "k_ranges = 3, but should be a sequence, or a tensor", id="a number"),
+        pytest.param([(0, 4)], [(0, 9)], 1, "mask_types = 1, but should be a sequence, or a tensor", id="one mask"),
     ],
 )
 def test_an_illegal_entry_is_named(q_ranges: Any, k_ranges: Any, mask_types: Any, words: str) -> None:

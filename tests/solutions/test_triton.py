@@ -20,7 +20,7 @@ if sys.platform != "linux":
 import interpreted_triton
 import triton
 import triton.language as tl
-from grouped_checks import CHECKS, check_compiled, check_precision
+from grouped_checks import CHECKS, LARGE, check_compiled, check_precision
 from grouped_layouts import CAUSAL, FULL, Layout, Subject, drawn, layouts, planned, poisoned_memory, run, run_backward
 from grouped_planning import check_planning
 from triton.runtime.errors import InterpreterError
@@ -58,6 +58,12 @@ def test_layouts(layout: str, check: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_precision(layout: str) -> None:
     check_precision(LAYOUTS[layout], PLAIN)
+
+
+@pytest.mark.parametrize("check", LARGE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_inputs_ten_times_as_large(dtype: torch.dtype, check: str) -> None:
+    LARGE[check](LAYOUTS["zigzag"], PLAIN._replace(dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -76,6 +76,8 @@ def test_one_group_is_not_copied_and_tensors_of_offsets_will_do() -> None:
         ("dropout_p", 0.1),
         ("window_size", (128, 0)),
         ("window_size", (-1, 0)),
+        ("window_size", 128),
+        ("window_size", None),
         ("softcap", 30.0),
         ("alibi_slopes", torch.ones(4)),
     ],
@@ -112,6 +114,18 @@ def test_what_is_not_written_is_named(argument: str, value: Any) -> None:
         ({"cu_seqlens_q_list": [EARLY[0], [0, 3, 6]]}, "q_list[1] has 5 rows, but cu_seqlens_q_list[1] ends at 6"),
         ({"max_seqlen_k_list": [4, 7]}, "max_seqlen_k_list[1] = 7, but should be at least 8, the longest sequence"),
         ({"max_seqlen_q_list": [4]}, "max_seqlen_q_list has 1 entries, but should have one a group: 2"),
+        ({"max_seqlen_q_list": 4}, "max_seqlen_q_list = 4, but should be a sequence, or a tensor"),
+        ({"max_seqlen_q_list": [None, 4]}, "max_seqlen_q_list[0] = None, but should be an integer from 0"),
+        ({"cu_seqlens_q_list": None}, "cu_seqlens_q_list = None, but should be a sequence, or a tensor"),
+        ({"cu_seqlens_k_list": [EARLY[1], 8]}, "cu_seqlens_k_list[1] = 8, but should be a sequence, or a tensor"),
+        ({"k_offsets": 3}, "k_offsets = 3, but should be a sequence, or a tensor of one dimension or more"),
+        ({"k_offsets": torch.tensor(3)}, "k_offsets = 3, but should be a sequence"),
+        ({"deterministic": None}, "deterministic = None, but should be True or False"),
+        ({"causal": "no"}, "causal = 'no', but should be True or False"),
+        (
+            {"softmax_scale": torch.nan},
+            "softmax_scale = nan, but should be a finite number, or None for head_dim ** -0.5",
+        ),
     ],
 )
 def test_offsets_that_do_not_fit_are_named(changes: dict[str, Any], words: str) -> None:
@@ -122,11 +136,37 @@ def test_offsets_that_do_not_fit_are_named(changes: dict[str, Any], words: str) 
         grouped_flash_attn_varlen_func(q_list, k, v, **told)
 
 
-def test_groups_of_different_dtypes_are_named() -> None:
-    q_list, k, v = tensors()
+Q, K = torch.zeros(4, 4, 8), torch.zeros(14, 2, 8)
 
-    with pytest.raises(ValueError, match=r"q_list\[1\].dtype = torch.float16, but should be torch.float64"):
-        grouped_flash_attn_varlen_func([q_list[0], q_list[1].half()], k, v, ROWS, KEYS)
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"q_list": [Q, Q[:, :2]]}, "q_list[1].shape = (4, 2, 8), but should be (rows, 4, 8), as q_list[0] has them"),
+        ({"q_list": [Q, Q[..., :4]]}, "q_list[1].shape = (4, 4, 4), but should be (rows, 4, 8), as q_list[0] has them"),
+        ({"q_list": [Q[0], Q]}, "q_list[0].shape = (4, 8), but should be (rows, heads, head_dim)"),
+        ({"q_list": [Q, Q.half()]}, "q_list[1].dtype = torch.float16, but should be torch.float32, as of q_list[0]"),
+        ({"q_list": Q}, "q_list is a Tensor, but should be a list of tensors, one a group"),
+        ({"q_list": None}, "q_list is a NoneType, but should be a list of tensors, one a group"),
+        ({"k": K[0, 0]}, "k.shape = (8,), but should be (rows, heads, 8), as q_list[0] has it"),
+        ({"k": K[0]}, "k.shape = (2, 8), but should be (rows, heads, 8), as q_list[0] has it"),
+        ({"k": K[..., :4]}, "k.shape = (14, 2, 4), but should be (rows, heads, 8), as q_list[0] has it"),
+        ({"k": K.half()}, "k.dtype = torch.float16, but should be torch.float32, as of q_list[0]"),
+        ({"v": K[:, :1]}, "v.shape = (14, 1, 8), but should be (14, 2, 8), as of k"),
+        ({"v": K.to("meta")}, "v.device = meta, but should be cpu, as of q_list[0]"),
+        ({"k": K[:, :1].expand(14, 3, 8), "v": K[:, :1].expand(14, 3, 8)}, "num_heads_k = 3 does not divide"),
+        ({"cu_seqlens_k_list": [EARLY[1], [0, 8, 15]], "k_offsets": [0, 8]}, "k_ranges[3] = (8, 15) is out of bounds"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_before_any_is_copied(
+    changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"q_list": [Q, Q], "k": K, "v": K, "cu_seqlens_q_list": [EARLY[0]] * 2, "cu_seqlens_k_list": KEYS}
+    grouped_flash_attn_varlen_func(**told)
+    monkeypatch.setattr(torch, "cat", lambda *_: pytest.fail("q was copied before all was checked"))
+
+    with pytest.raises(ValueError, match=re.escape(words)):
+        grouped_flash_attn_varlen_func(**{**told, **changes})
 
 
 def test_a_missing_group_is_named() -> None:

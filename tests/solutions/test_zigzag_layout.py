@@ -151,3 +151,17 @@ def test_tokens_of_another_number_are_named() -> None:
         zigzag_unshard([torch.zeros(2, 4), torch.zeros(2, 3)], [0, 8], dim=1)
     with pytest.raises(ValueError, match="parts is empty, but should hold the tokens of every rank"):
         zigzag_unshard([], [0, 8])
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (torch.zeros(4, 2), "parts[1].shape = torch.Size([4, 2]), but should be torch.Size([4, 3]), as of parts[0]"),
+        (torch.zeros(4, 3).half(), "parts[1].dtype = torch.float16, but should be torch.float32, as of parts[0]"),
+        (torch.zeros(4, 3, device="meta"), "parts[1].device = meta, but should be cpu, as of parts[0]"),
+        (torch.zeros(()), "dim = 0, but should be one of parts[1].shape = ()"),
+    ],
+)
+def test_parts_that_are_not_alike_are_named(other: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        zigzag_unshard([torch.zeros(4, 3), other], [0, 8])

@@ -6,6 +6,7 @@ from typing import Literal, overload
 
 import torch
 
+from refgrid_solutions.grouped_attention.arguments import scale_of
 from refgrid_solutions.grouped_attention.ops import grouped_attn_forward
 from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan
 
@@ -54,15 +55,15 @@ def grouped_flash_attn_func(
     -> out as q; lse [num_heads_q, total_q] float32 (float64 for float64), natural logarithm, without a gradient.
     A row in no slice, or that sees no key, gives 0 and -inf. Gradients of k and v are summed over slices in float32 and
     rounded once. softmax_scale: head_dim ** -0.5 by default. The values of keys in no range never matter, but must be
-    finite. ValueError if a tensor does not fit the plan, or the backend cannot run it.
+    finite. ValueError if a tensor does not fit the plan, the scale is not finite, or the backend cannot run it.
 
     backend: "auto" is plan.auto_backends, the first where no gradient is needed and the second where grad mode is on
     and q, k or v requires one. Name a backend where both must give the same bits, as a reentrant checkpoint, which runs
     once without gradients and once with them, may want.
     """
     _check(q, k, v, plan)
+    scale = scale_of(softmax_scale, plan.head_dim)
     name = plan.prepare(backend, backward=needs_gradients(q, k, v))
-    scale = plan.head_dim**-0.5 if softmax_scale is None else softmax_scale
     out, lse = grouped_attn_forward(q, k, v, plan.host, list(plan.metadata(name)), scale, name)
     return (out, lse) if return_lse else out
 

@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 
 from refgrid_solutions.grouped_attention import backends
+from refgrid_solutions.grouped_attention.arguments import check_flags
 from refgrid_solutions.grouped_attention.ranges import Slice, check_heads, check_size, slices_from
 
 # A work list is read by loads of up to 16 bytes: each part of one copy begins at such an address.
@@ -114,6 +115,7 @@ def plan_grouped_attn(
     legal, naming the entry.
     """
     check_heads(num_heads_q, num_heads_k, head_dim)
+    check_flags(deterministic=deterministic)
     if max_splits is not None:
         check_size("max_splits", max_splits, smallest=1)
     slices = slices_from(q_ranges, k_ranges, mask_types, total_q, total_k)

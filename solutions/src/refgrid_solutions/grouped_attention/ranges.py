@@ -71,7 +71,8 @@ def slices_from(
     tolist() as tensors do. Rows of q may be in one slice only; keys in any number. ValueError names the first entry
     that is not legal, its value and what would be.
     """
-    rows, keys, masks = (_listed(entries) for entries in (q_ranges, k_ranges, mask_types))
+    told = {"q_ranges": q_ranges, "k_ranges": k_ranges, "mask_types": mask_types}
+    rows, keys, masks = (listed(name, entries) for name, entries in told.items())
     _check_lengths(rows, keys, masks)
     for name, total in (("total_q", total_q), ("total_k", total_k)):
         check_size(name, total, smallest=0)
@@ -117,6 +118,15 @@ def rows_in_no_slice(slices: Sequence[Slice], total_q: int) -> Iterator[tuple[in
         yield end, total_q
 
 
+def listed(name: str, entries: Any) -> list[Any]:
+    """The entries of a sequence, or of what has tolist() as tensors do; ValueError if it is neither."""
+    values = entries.tolist() if hasattr(entries, "tolist") else entries
+    if not isinstance(values, Iterable):
+        legal = "a sequence, or a tensor of one dimension or more"
+        raise ValueError(f"{name} = {values!r}, but should be {legal}")  # noqa: TRY004 - as of every argument
+    return list(values)
+
+
 def integer_or_none(value: Any) -> int | None:
     """The value as an int; None if it is none, as 2.0 and True are not."""
     if isinstance(value, bool):
@@ -125,10 +135,6 @@ def integer_or_none(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
-
-
-def _listed(entries: Any) -> list[Any]:
-    return list(entries.tolist() if hasattr(entries, "tolist") else entries)
 
 
 def _check_lengths(rows: list[Any], keys: list[Any], masks: list[Any]) -> None:

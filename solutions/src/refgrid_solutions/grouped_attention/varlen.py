@@ -8,11 +8,22 @@ from typing import Any
 
 import torch
 
+from refgrid_solutions.grouped_attention.arguments import (
+    check_alike,
+    check_flags,
+    check_options,
+    check_shape,
+    scale_of,
+)
 from refgrid_solutions.grouped_attention.interface import grouped_flash_attn_func, needs_gradients
 from refgrid_solutions.grouped_attention.plan import plan_grouped_attn
-from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, integer_or_none
+from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, check_heads, check_size, integer_or_none, listed
 
 Ranges = list[tuple[int, int]]
+
+_planned = torch.compiler.disable(
+    plan_grouped_attn, reason="the list form plans in every call: plan_grouped_attn once before this is compiled whole"
+)
 
 
 def grouped_flash_attn_varlen_func(
@@ -43,32 +54,34 @@ def grouped_flash_attn_varlen_func(
     not needed; a bound that is given must hold. lse: [num_heads_q, rows] a group, natural logarithm, without gradient.
 
     This plans anew in every call, and copies offsets that are on a GPU to the host: plan_grouped_attn once instead,
-    where the same groups come again. ValueError as there; NotImplementedError for dropout, windows, softcap and ALiBi.
+    where the same groups come again or all is to be compiled whole, as torch.compile breaks its graph here. ValueError
+    as there; NotImplementedError for dropout, windows, softcap and ALiBi.
     """
     check_options(dropout_p=dropout_p, window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes)
-    if not q_list:
-        raise ValueError("q_list is empty, but should hold a tensor for each group")
-    offsets = [_offsets("cu_seqlens_q_list", group, told) for group, told in enumerate(cu_seqlens_q_list)]
+    check_flags(causal=causal, deterministic=deterministic)
+    _check_tensors(q_list, k, v)
+    scale = scale_of(softmax_scale, k.shape[2])
+    offsets = _all_offsets("cu_seqlens_q_list", cu_seqlens_q_list)
     rows, keys = varlen_groups(offsets, cu_seqlens_k_list, k_offsets, total_k=len(k))
     _check_rows(q_list, offsets)
     _check_longest("max_seqlen_q_list", max_seqlen_q_list, rows, len(q_list))
     _check_longest("max_seqlen_k_list", max_seqlen_k_list, keys, len(q_list))
-    q = torch.cat(list(q_list)) if len(q_list) > 1 else q_list[0]
-    plan = plan_grouped_attn(
+    counts = [len(part) for part in q_list]
+    plan = _planned(
         *(rows, keys, [CAUSAL if causal else FULL] * len(rows)),
-        total_q=len(q),
+        total_q=sum(counts),
         total_k=len(k),
-        num_heads_q=q.shape[1],
+        num_heads_q=q_list[0].shape[1],
         num_heads_k=k.shape[1],
-        head_dim=q.shape[2],
-        dtype=q.dtype,
-        device=q.device,
+        head_dim=k.shape[2],
+        dtype=k.dtype,
+        device=k.device,
         deterministic=deterministic,
         backend=backend,
-        backward=needs_gradients(q, k, v),
+        backward=needs_gradients(*q_list, k, v),
     )
-    out, lse = grouped_flash_attn_func(q, k, v, plan, softmax_scale=softmax_scale, backend=backend)
-    counts = [len(part) for part in q_list]
+    q = torch.cat(list(q_list)) if len(q_list) > 1 else q_list[0]
+    out, lse = grouped_flash_attn_func(q, k, v, plan, softmax_scale=scale, backend=backend)
     return list(out.split(counts)), list(lse.split(counts, dim=1))
 
 
@@ -86,8 +99,8 @@ def varlen_groups(
     ValueError for offsets that do not begin at 0 or that fall, groups of different numbers of sequences, and lengths
     that leave open where a sequence begins.
     """
-    rows = [_offsets("cu_seqlens_q_list", group, offsets) for group, offsets in enumerate(cu_seqlens_q_list)]
-    keys = [_offsets("cu_seqlens_k_list", group, offsets) for group, offsets in enumerate(cu_seqlens_k_list)]
+    rows = _all_offsets("cu_seqlens_q_list", cu_seqlens_q_list)
+    keys = _all_offsets("cu_seqlens_k_list", cu_seqlens_k_list)
     _check_numbers(rows, keys)
     lengths = [[end - start for start, end in pairwise(offsets)] for offsets in keys]
     starts = _starts(lengths, total_k) if k_offsets is None else _told(k_offsets, len(rows[0]) - 1 if rows else 0)
@@ -97,19 +110,25 @@ def varlen_groups(
     return q_ranges, k_ranges
 
 
-def check_options(
-    *, dropout_p: float = 0.0, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes: Any = None
-) -> None:
-    """NotImplementedError that names the first argument which asks for more than plain attention."""
-    asked = {
-        "dropout_p": (dropout_p, dropout_p == 0.0, "0.0"),
-        "window_size": (window_size, tuple(window_size) == (-1, -1), "(-1, -1)"),
-        "softcap": (softcap, softcap == 0.0, "0.0"),
-        "alibi_slopes": ("given", alibi_slopes is None, "None"),
-    }
-    for name, (value, plain, legal) in asked.items():
-        if not plain:
-            raise NotImplementedError(f"{name} = {value}: grouped attention is written for {legal} only")
+def _check_tensors(q_list: Any, k: torch.Tensor, v: torch.Tensor) -> None:
+    if isinstance(q_list, torch.Tensor) or not isinstance(q_list, Sequence):
+        found = type(q_list).__name__
+        raise ValueError(f"q_list is a {found}, but should be a list of tensors, one a group")  # noqa: TRY004 - as of all
+    if not q_list:
+        raise ValueError("q_list is empty, but should hold a tensor for each group")
+    first = q_list[0]
+    check_shape("q_list[0]", first, (None, None, None), "")
+    for group, q in enumerate(q_list):
+        check_shape(f"q_list[{group}]", q, (None, *first.shape[1:]), ", as q_list[0] has them")
+    check_shape("k", k, (None, None, first.shape[2]), ", as q_list[0] has it")
+    check_shape("v", v, tuple(k.shape), ", as of k")
+    check_heads(first.shape[1], k.shape[1], k.shape[2])
+    for name, tensor in (*((f"q_list[{group}]", q) for group, q in enumerate(q_list)), ("k", k), ("v", v)):
+        check_alike(name, tensor, "q_list[0]", first)
+
+
+def _all_offsets(name: str, told: Any) -> list[list[int]]:
+    return [_offsets(name, group, offsets) for group, offsets in enumerate(listed(name, told))]
 
 
 def _offsets(name: str, group: int, told: Any) -> list[int]:
@@ -120,7 +139,7 @@ def _offsets(name: str, group: int, told: Any) -> list[int]:
 
 
 def _integers(name: str, told: Any) -> list[int]:
-    values = list(told.tolist() if hasattr(told, "tolist") else told)
+    values = listed(name, told)
     numbers = [number for number in map(integer_or_none, values) if number is not None]
     if len(numbers) != len(values):
         raise ValueError(f"{name} = {values}, but should be integers")
@@ -164,18 +183,17 @@ def _check_rows(q_list: Sequence[torch.Tensor], cu_seqlens_q_list: Sequence[Sequ
     for group, (q, offsets) in enumerate(zip(q_list, cu_seqlens_q_list, strict=True)):
         if len(q) != offsets[-1]:
             raise ValueError(f"q_list[{group}] has {len(q)} rows, but cu_seqlens_q_list[{group}] ends at {offsets[-1]}")
-        for what, value, should in (("dtype", q.dtype, q_list[0].dtype), ("device", q.device, q_list[0].device)):
-            if value != should:
-                raise ValueError(f"q_list[{group}].{what} = {value}, but should be {should}, as of q_list[0]")
 
 
 def _check_longest(name: str, bounds: Sequence[int] | None, ranges: Ranges, groups: int) -> None:
     if bounds is None:
         return
+    bounds = listed(name, bounds)
     if len(bounds) != groups:
         raise ValueError(f"{name} has {len(bounds)} entries, but should have one a group: {groups}")
     each = len(ranges) // groups
     for group, bound in enumerate(bounds):
+        check_size(f"{name}[{group}]", bound, smallest=0)
         longest = max((end - start for start, end in ranges[group * each : (group + 1) * each]), default=0)
         if bound < longest:
             raise ValueError(f"{name}[{group}] = {bound}, but should be at least {longest}, the longest sequence")

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from refgrid_solutions.grouped_attention.arguments import (
+    check_alike,
+    check_flags,
+    check_options,
+    check_shape,
+    scale_of,
+)
 from refgrid_solutions.grouped_attention.interface import needs_gradients
 from refgrid_solutions.grouped_attention.ranges import check_heads, check_size
-from refgrid_solutions.grouped_attention.varlen import check_options
 from refgrid_solutions.grouped_attention.zigzag.exchange import Exchange, exchange_of
 from refgrid_solutions.grouped_attention.zigzag.layout import Layout, check_local, check_longest, layout_of
 from refgrid_solutions.grouped_attention.zigzag.pipeline import Run, ZigzagAttention
 from refgrid_solutions.grouped_attention.zigzag.planned import Setting, zigzag_plan
 
 
+# Collectives under way and a plan that is looked up are no graph: all of it is left to Python.
+@torch.compiler.disable(  # type: ignore[untyped-decorator]  # torch gives it no types
+    reason="zigzag attention is not compiled: it may be called between compiled graphs"
+)
 def zigzag_llama3_flash_attn_varlen_func(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -58,6 +67,8 @@ def zigzag_llama3_flash_attn_varlen_func(
     zigzag_llama3_prepare makes them, or sequences of integers: tensors on a GPU are read by every call, which waits for
     it.
 
+    torch.compile breaks its graph here, and fullgraph=True is refused.
+
     causal: each token sees its sequence up to itself; otherwise all of it. deterministic: gradients of the same bits
     every time. group: a process group, or an Exchange; None is the default group. use_grouped_attention: one call of
     the backend a step for both chunks of all sequences; if False, one for all early chunks and one for all late ones.
@@ -65,13 +76,15 @@ def zigzag_llama3_flash_attn_varlen_func(
     and v are summed over ranks in float32.
 
     ValueError names what does not fit, before anything is sent or launched: sequences that are no multiple of
-    2 * world_size, offsets that do not match each other or the tensors, heads, dtypes, devices. NotImplementedError
-    names the argument: dropout, windows, ALiBi, n_chunks other than 2.
+    2 * world_size, offsets that do not match each other or the tensors, heads, dtypes, devices, a scale that is not
+    finite, flags that are not True or False. NotImplementedError names the argument: dropout, windows, ALiBi, n_chunks
+    other than 2.
     """
     del local_k_slice
     check_options(dropout_p=dropout_p, window_size=window_size, alibi_slopes=alibi_slopes)
     if n_chunks != 2:
         raise NotImplementedError(f"n_chunks = {n_chunks}: zigzag attention is written for 2 only")
+    check_flags(causal=causal, deterministic=deterministic, use_grouped_attention=use_grouped_attention)
     exchange = exchange_of(group)
     layout = layout_of("cu_seqlens_k", cu_seqlens_k, exchange.rank, exchange.world_size)
     check_local(cu_seqlens_q, layout)
@@ -79,12 +92,12 @@ def zigzag_llama3_flash_attn_varlen_func(
     _check_tensors(q, k, v, layout)
     _check_stride(heads_k_stride, k.shape[1])
     share, head_dim = q.shape[1] // k.shape[1], q.shape[2]
+    scale = scale_of(softmax_scale, head_dim)
     sizes = (share * heads_k_stride, heads_k_stride, head_dim, q.dtype, q.device)
-    ways = (bool(causal), bool(use_grouped_attention), bool(deterministic), backend)
+    ways = (causal, use_grouped_attention, deterministic, backend)
     plan = zigzag_plan(layout, Setting(*sizes, *ways))
     backward = needs_gradients(q, k, v)
     names = tuple(call.plan.prepare(backend, backward=backward) for call in plan.calls)
-    scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
     out, lse = ZigzagAttention.apply(q, k, v, Run(exchange, plan, names, heads_k_stride, scale))
     return (out, lse, None) if return_attn_probs else out
 
@@ -114,22 +127,13 @@ def _check_bounds(max_seqlen_q: int, max_seqlen_k: int, layout: Layout) -> None:
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> None:
-    _check_shape("q", q, (layout.total_local, None, None))
-    _check_shape("k", k, (layout.total_local, None, q.shape[2]))
-    _check_shape("v", v, tuple(k.shape))
+    rows = ": cu_seqlens_q[-1] rows"
+    check_shape("q", q, (layout.total_local, None, None), rows)
+    check_shape("k", k, (layout.total_local, None, q.shape[2]), rows)
+    check_shape("v", v, tuple(k.shape), rows)
     check_heads(q.shape[1], k.shape[1], q.shape[2])
-    for name, tensor in (("k", k), ("v", v)):
-        for what, value, should in (("dtype", tensor.dtype, q.dtype), ("device", tensor.device, q.device)):
-            if value != should:
-                raise ValueError(f"{name}.{what} = {value}, but should be {should}, as of q")
-
-
-def _check_shape(name: str, tensor: torch.Tensor, should: Sequence[int | None]) -> None:
-    wanted = zip(tensor.shape, should, strict=True) if tensor.dim() == len(should) else [(0, -1)]
-    if any(size is not None and size != found for found, size in wanted):
-        names = ("rows", "heads", "head_dim")
-        told = ", ".join(name if size is None else str(size) for name, size in zip(names, should, strict=True))
-        raise ValueError(f"{name}.shape = {tuple(tensor.shape)}, but should be ({told}): cu_seqlens_q[-1] rows")
+    check_alike("k", k, "q", q)
+    check_alike("v", v, "q", q)
 
 
 def _check_stride(heads_k_stride: int, num_heads_k: int) -> None:

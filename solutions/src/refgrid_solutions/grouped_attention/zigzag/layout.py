@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
-from refgrid_solutions.grouped_attention.ranges import check_size
+from refgrid_solutions.grouped_attention.ranges import check_size, listed
 
 Ranges = list[tuple[int, int]]
 
@@ -100,7 +100,7 @@ def layout_of(name: str, cu_seqlens: Any, rank: int, world_size: int) -> Layout:
 
 def offsets_from(name: str, told: Any) -> tuple[int, ...]:
     """Offsets of sequences as integers. A tensor on a GPU is copied to the host, which waits for the GPU."""
-    offsets = tuple(told.tolist() if hasattr(told, "tolist") else told)
+    offsets = tuple(listed(name, told))
     for index, offset in enumerate(offsets):
         check_size(f"{name}[{index}]", offset, smallest=0)
     if not offsets or offsets[0]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from refgrid_solutions.grouped_attention.arguments import check_alike
 from refgrid_solutions.grouped_attention.zigzag.layout import layout_of
 
 
@@ -55,17 +56,20 @@ def zigzag_unshard(parts: Sequence[torch.Tensor], cu_seqlens: Any, *, dim: int =
     """The tokens of all sequences from those of every rank, in the order of ranks: undoes zigzag_shard.
 
     parts: a tensor a rank, alike, as torch.distributed.all_gather gives them, or chunk(world_size) of what
-    all_gather_into_tensor gives. Differentiable. ValueError as in zigzag_shard.
+    all_gather_into_tensor gives. Differentiable. ValueError as in zigzag_shard, or if they are not alike.
     """
     if not len(parts):
         raise ValueError("parts is empty, but should hold the tokens of every rank")
     layout = layout_of("cu_seqlens", cu_seqlens, 0, len(parts))
     for rank, part in enumerate(parts):
         _check_tokens(f"parts[{rank}]", part, dim, layout.total_local, "cu_seqlens[-1] / len(parts)")
+        check_alike(f"parts[{rank}]", part, "parts[0]", parts[0], "shape", "dtype", "device")
     chunks = [parts[rank].narrow(dim, start, length) for rank, start, length in layout.seen_places(causal=False)]
     return torch.cat(chunks, dim) if chunks else parts[0].clone()
 
 
 def _check_tokens(name: str, x: torch.Tensor, dim: int, should: int, source: str) -> None:
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"dim = {dim}, but should be one of {name}.shape = {tuple(x.shape)}")
     if x.shape[dim] != should:
         raise ValueError(f"{name}.shape[{dim}] = {x.shape[dim]}, but should be {source} = {should}")
