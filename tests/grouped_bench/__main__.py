@@ -53,7 +53,7 @@ def main(
         raise click.UsageError(f"{file} is not there: measure first")
     rows = read(file)
     write_csv(rows, output / "grouped.csv")
-    (output / "grouped.md").write_text(markdown(rows), encoding="utf-8")
+    (output / "grouped.md").write_text(markdown(rows, _names(())), encoding="utf-8")
     if render:
         plot(rows, output / "grouped.png")
     click.echo(f"written: {output}/grouped.csv, grouped.md{', grouped.png' if render else ''}")

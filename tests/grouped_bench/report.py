@@ -45,8 +45,11 @@ def write_csv(rows: Iterable[Row], file: Path) -> None:
                 writer.writerow({**row, "over": over, "speedup": speedup, "speedup_low": low, "speedup_high": high})
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A table a backend, pass, kind and mode; a line a shape, with how much faster a grouped call is than each way."""
+def markdown(rows: Sequence[Row], shapes: Iterable[str] = ()) -> str:
+    """A table a backend, pass, kind and mode; a line a shape, with how much faster a grouped call is than each way.
+
+    shapes: names of all that could be timed; those that were not are listed.
+    """
     timed = [row for row in rows if "median_ms" in row]
     lines = ["# Grouped attention, timed", "", _told(rows)]
     grouped = [row for row in timed if row["speedups"]]
@@ -58,6 +61,9 @@ def markdown(rows: Sequence[Row]) -> str:
     missing = dict.fromkeys((row["way"], row["refused"]) for row in rows if "refused" in row)
     if missing:
         lines += ["", "## Not run", "", *(f"- {way}: {why}" for way, why in missing)]
+    times = {row["shape"] for row in timed}
+    if untimed := [shape for shape in shapes if shape not in times]:
+        lines += ["", f"## Not timed: {len(untimed)} of {len(times) + len(untimed)} shapes", "", ", ".join(untimed)]
     return "\n".join(lines) + "\n"
 
 
@@ -108,7 +114,9 @@ def _told(rows: Sequence[Row]) -> str:
     return (
         f"{where}: medians of {rounds} rounds in turns, with the lowest and the highest; how often "
         "a grouped call fits into the time of each other way, and in brackets where that lies in 95 of 100 resamples. "
-        "FLOPs are those of visible pairs. Eager: with what the host takes to launch; graph: CUDA graphs, without."
+        "FLOPs are those of visible pairs. Eager: with what the host takes to launch; graph: CUDA graphs, without. "
+        "`PyTorch: context parallel` is this benchmark's own writing of what PyTorch launches, FlashAttention-2 for a "
+        "shard after the other and their merge, without its exchange. `launches in order`: one a slice."
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from refgrid_solutions.grouped_attention import CAUSAL, FULL
-
+# As in refgrid_solutions.grouped_attention, which would bring torch: tables are rendered without it.
+FULL, CAUSAL = 0, 1
 HEAD_DIM = 128
 HEADS = {"8B": (32, 8), "70B": (64, 8)}  # Llama3's query and key heads
 TOKENS = (4096, 8192, 16384, 32768, 65536, 131072)

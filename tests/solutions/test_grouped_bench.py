@@ -25,7 +25,7 @@ from grouped_bench.shapes import Shape, prefixes, shapes, shared, zigzag
 from grouped_bench.timing import Times, in_turns
 from grouped_bench.ways import backward_ways, forward_ways, problem
 
-from refgrid_solutions.grouped_attention import CAUSAL
+from refgrid_solutions.grouped_attention import CAUSAL, FULL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,6 +229,10 @@ def test_what_fails_is_named_and_the_rest_is_timed(tmp_path: Path, monkeypatch: 
     assert {row["pass"] for row in read(tmp_path / "grouped.ndjson")} == {"context parallel"}
 
 
+def test_masks_are_those_of_the_module() -> None:
+    assert (shapes_module.FULL, shapes_module.CAUSAL) == (FULL, CAUSAL)
+
+
 def test_shapes_come_in_the_order_in_which_they_are_asked_for() -> None:
     said = CliRunner().invoke(main, ["--list", "--shapes", "imbalanced-*", "--shapes", "*-w8-r7", "--shapes", "*"])
 
@@ -270,6 +274,9 @@ def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type
     write_csv(rows, tmp_path / "rows.csv")
 
     assert "| shape | ms | TFLOP/s | over launches in order |\n" in markdown(rows)
+    assert "`PyTorch: context parallel` is this benchmark's own writing of what PyTorch launches" in markdown(rows)
+    assert "Not timed" not in markdown(rows, ["z4096"])
+    assert markdown(rows, ["z4096", "z1", "z2"]).endswith("\n## Not timed: 2 of 4 shapes\n\nz1, z2\n")
     assert "| z4096 | 1.000 (0.900 to 1.100) | 600 | 1.25 [1.20, 1.30] |" in markdown(rows)
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 7
     assert json.dumps(rows)

@@ -14,10 +14,11 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("Triton has no wheels but for Linux", allow_module_level=True)
 
-# All of the table, and tiles that are more than the registers of so few warps hold.
+# All of the table, head_dim 128 in float16 as well, and tiles that are more than the registers of so few warps hold.
 TOLD = """
 from refgrid_solutions.grouped_attention.backends.triton.resources import main
 main([])
+main(["--head-dim=128", "--dtype=fp16"])
 main(["--kernel=forward", "--head-dim=128", "--tiles=128,128,4,2"])
 """
 # A processor's own memory, in bytes, less what it keeps for itself; and its registers.
@@ -38,8 +39,10 @@ def test_every_kernel_of_the_table_fits_and_a_tile_that_is_too_large_is_noticed(
     """One test, as a process for each would take longer to begin than to compile."""
     *kernels, too_large = compiled(tmp_path)
 
-    assert [(kernel["kernel"], kernel["head_dim"]) for kernel in kernels] == [
-        (name, head_dim) for head_dim in (64, 128) for name in ("forward", "of_rows", "of_keys")
+    assert [(kernel["kernel"], kernel["head_dim"], kernel["dtype"]) for kernel in kernels] == [
+        (name, head_dim, dtype)
+        for head_dim, dtype in ((64, "bf16"), (128, "bf16"), (128, "fp16"))
+        for name in ("forward", "of_rows", "of_keys")
     ]
     for kernel in kernels:
         assert kernel["products"] > 0, f"{kernel}: the tensor cores of a warp group have nothing to do"
