@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -58,9 +59,9 @@ def markdown(rows: Sequence[Row], shapes: Iterable[str] = ()) -> str:
     counted = [row for row in rows if row["mode"] == BYTES]
     if counted:
         lines += ["", "## Bytes read from memory, forward", "", *_traffic(counted)]
-    missing = dict.fromkeys((row["way"], row["refused"]) for row in rows if "refused" in row)
-    if missing:
-        lines += ["", "## Not run", "", *(f"- {way}: {why}" for way, why in missing)]
+    refused = {(row["way"], row["refused"], row["shape"]) for row in rows if "refused" in row}
+    if missing := Counter((way, why) for way, why, _ in sorted(refused)):
+        lines += ["", "## Not run", "", *(f"- {way}, in {n} shapes: {why}" for (way, why), n in missing.items())]
     times = {row["shape"] for row in timed}
     if untimed := [shape for shape in shapes if shape not in times]:
         lines += ["", f"## Not timed: {len(untimed)} of {len(times) + len(untimed)} shapes", "", ", ".join(untimed)]

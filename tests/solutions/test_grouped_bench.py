@@ -213,7 +213,7 @@ def test_a_run_writes_what_it_measured_and_what_it_did_not(measured: Path) -> No
     ]
     assert "## reference, zigzag, forward, eager\n" in told
     assert "| over launches in order | over dense, as many FLOPs |" in told
-    assert "## Not run\n\n- fa3: " in told
+    assert "## Not run\n\n- fa3, in 1 shapes: " in told
 
 
 def test_what_fails_is_named_and_the_rest_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
