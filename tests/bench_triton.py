@@ -99,7 +99,7 @@ def launch_of(case: Case, inputs: Inputs) -> tuple[GroupedAttnPlan, Callable[[],
     q, k, v, dout = inputs.tensors
     scale = case.head_dim**-0.5
     out, lse = triton.forward(q, k, v, plan, scale)
-    sizes, _, work = triton._unpacked(plan)
+    sizes, work = triton._going_back(plan)
     told = differentiation.Told(dout, q, k, v, differentiation._summarized(out, dout, lse, work, sizes.of_rows))
 
     def launch() -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from refgrid_solutions.grouped_attention import (
     grouped_flash_attn_varlen_func,
     zigzag_llama3_flash_attn_varlen_func,
 )
+from refgrid_solutions.grouped_attention.backends import aten, fa3
+from refgrid_solutions.grouped_attention.predicted import COPIES
 from refgrid_solutions.grouped_attention.zigzag.planned import zigzag_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,18 +116,42 @@ def test_auto_is_what_it_is_when_compiled_whole(auto: Calls) -> None:
 @pytest.mark.parametrize(
     ("options", "ready"),
     [
-        ({}, ["fa3", "torch"]),
-        ({"backward": False}, ["fa3"]),
-        ({"backward": True}, ["torch"]),
-        ({"backend": "reference"}, ["reference"]),
+        ({}, {"torch": True, "fa3": False}),
+        ({"backward": False}, {"fa3": False}),
+        ({"backward": True}, {"torch": True}),
+        ({"backend": "torch"}, {"torch": True}),
+        ({"backend": "torch", "backward": False}, {"torch": False}),
     ],
 )
-def test_a_plan_is_ready_for_auto_or_what_it_was_told(options: dict[str, Any], ready: list[str]) -> None:
+def test_a_plan_is_ready_for_auto_or_what_it_was_told(options: dict[str, Any], ready: dict[str, bool]) -> None:
     plan = planned(LAYOUT, Subject("auto"), **options)
 
-    assert list(plan._metadata) == ready
+    assert {name: made.both for name, made in plan._metadata.items()} == ready
     assert (plan.prepare(), plan.prepare(backward=True)) == plan.auto_backends == ("fa3", "torch")
-    assert {"fa3", "torch"} <= {*plan._metadata}
+    assert all(plan._metadata[name].both for name in ("fa3", "torch"))
+
+
+@pytest.mark.usefixtures("auto")
+@pytest.mark.parametrize("backend", ["torch", "fa3"])
+def test_what_only_a_backward_pass_reads_is_made_when_one_is_needed(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faster_way = Mock(return_value=COPIES)
+    for module in (aten, fa3):
+        monkeypatch.setattr(module, "faster_way", faster_way)
+    plan = planned(LAYOUT, Subject(backend), backend=backend, backward=False)
+    forward = plan.metadata(backend)
+    assert faster_way.call_count == 0
+
+    q, k, v = drawn(LAYOUT, Subject(backend))
+    grouped_flash_attn_func(q, k, v, plan, backend=backend)
+    assert plan.metadata(backend) is forward
+
+    out, _ = grouped_flash_attn_func(q.requires_grad_(), k, v, plan, backend=backend)
+    out.sum().backward()
+    grouped_flash_attn_func(q.detach(), k, v, plan, backend=backend)
+    assert faster_way.call_count == 1
+    assert len(plan.metadata(backend)) == len(forward) + 1  # the offsets of copied keys
 
 
 def test_the_list_form_and_zigzag_take_what_auto_takes(auto: Calls) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from array import array
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grouped_layouts import Subject
@@ -86,11 +86,21 @@ def test_a_plan_made_again_inside_an_op_says_the_same(deterministic: bool, max_s
     assert (again.deterministic, again.max_splits) == (deterministic, max_splits)
 
 
-def test_device_integers_are_aligned_parts_of_one_tensor() -> None:
-    told = array("i", [1, 2, 3, 4, 5]), array("i"), memoryview(array("i", [6, 7])).cast("B").cast("i", [2, 1])
-    parts = device_ints(torch.device("cpu"), *told, memoryview(array("i")))
+def test_a_plan_of_nothing_made_again_is_of_nothing() -> None:
+    plan = plan_grouped_attn([], [], [], **SIZES)
+    q, k = torch.empty(8, 4, 64, dtype=torch.bfloat16), torch.empty(9, 2, 64, dtype=torch.bfloat16)
 
-    assert [part.tolist() for part in parts] == [[1, 2, 3, 4, 5], [], [6, 7], []]
+    again = rebuilt(q, k, plan.host, "reference", [])
+
+    assert (again.slices, again.seeing, again.forward_flops) == ((), [], 0)
+
+
+def test_device_integers_are_aligned_parts_of_one_tensor() -> None:
+    lists: Any = ([1, 2, 3, 4, 5], [], [[6, 7, 8], [9, 10, 11]], [12])
+    parts = device_ints(torch.device("cpu"), *(np.array(part, np.int32).data for part in lists))
+
+    assert [part.tolist() for part in parts] == [*lists]
+    assert all(part.is_contiguous() for part in parts)
     assert {part.untyped_storage().data_ptr() for part in parts} == {parts[0].data_ptr()}
     assert all((part.data_ptr() - parts[0].data_ptr()) % 16 == 0 and part.dtype == torch.int32 for part in parts)
 

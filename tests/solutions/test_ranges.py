@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,10 +59,29 @@ def test_rows_may_be_in_one_slice_only(pieces: list[Slice]) -> None:
     given_ = [piece[:2] for piece in pieces], [piece[2:4] for piece in pieces], [piece.mask_type for piece in pieces]
 
     if len(rows) == len(set(rows)):
-        assert slices_from(*given_, 12, 12) == tuple(pieces)
+        assert [*zip(*slices_from(*given_, 12, 12), strict=True)] == pieces
     else:
         with pytest.raises(ValueError, match="both hold row"):
             slices_from(*given_, 12, 12)
+
+
+PAIRS = st.tuples(st.integers(-1, 9), st.integers(-1, 9))
+
+
+@given(st.lists(st.tuples(PAIRS, PAIRS, st.integers(-1, 2)), max_size=3))
+def test_slices_looked_at_together_are_what_they_are_one_after_the_other(entries: list[Any]) -> None:
+    rows, keys, masks = ([entry[field] for entry in entries] for field in range(3))
+    one_by_one = [[np.int64(start), np.int64(end)] for start, end in rows]  # no plain ints: each is looked at
+
+    assert _told(rows, keys, masks) == _told(one_by_one, keys, masks)
+
+
+def _told(rows: Any, keys: Any, masks: Any) -> Any:
+    """The slices, or what is said of them."""
+    try:
+        return [*zip(*slices_from(rows, keys, masks, 8, 7), strict=True)]
+    except ValueError as error:
+        return str(error)
 
 
 LEGAL_Q = "should be (start, end) with 0 <= start <= end <= total_q = 8"

@@ -44,7 +44,7 @@ def groups(draw: st.DrawFn) -> tuple[list[Entry], int, int]:
 
 
 def pieces(entries: list[Entry], total_q: int) -> worklist.Pieces:
-    return worklist.pieces([Slice(*entry) for entry in entries], total_q)
+    return worklist.pieces(np.array(entries, np.int64).reshape(-1, 5).T, total_q)
 
 
 def named(names: tuple[str, ...], table: Any) -> list[dict[str, int]]:
@@ -147,7 +147,8 @@ def test_a_plan_of_many_groups_holds_these_lists(head_dim: int) -> None:
     groups = [(n * 19, (n + 1) * 19, n % 3, (n + 1) * 23, CAUSAL) for n in range(64)]
     layout, sizes = Layout(groups, 64 * 19 + 5, 64 * 23), TABLE[head_dim]
 
-    host, forward, *backward = metadata(planned(layout, Subject("reference", head_dim=head_dim), backend="reference"))
+    plan = planned(layout, Subject("reference", head_dim=head_dim), backend="reference")
+    host, forward, *backward = metadata(plan, both=True)
 
     rows, table, *_ = listed(*layout, *sizes.of_rows[:2])
     keys = listed(*layout, sizes.of_rows.rows, sizes.of_keys.keys)[2:]
@@ -156,6 +157,8 @@ def test_a_plan_of_many_groups_holds_these_lists(head_dim: int) -> None:
         assert torch.equal(found, torch.tensor(lists, dtype=torch.int32))
         assert found.is_contiguous()
     assert host.tolist() == [*chain(*sizes), table[-1][-1]]
+    alone = metadata(plan, both=False)  # what the forward pass alone needs
+    assert [part.tolist() for part in alone] == [host.tolist(), forward.tolist()]
 
 
 @triton.jit

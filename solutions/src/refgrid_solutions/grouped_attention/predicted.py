@@ -21,10 +21,11 @@ What 38 shapes on an H200 say of that (results/grouped, as graphs; backward is b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import starmap
 from typing import NamedTuple
 
 from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan
-from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, that_see
+from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, visible_pairs
 
 # The ways of a backward pass whose kernel needs keys of each slice's own.
 COPIES, CALLS = 0, 1
@@ -53,15 +54,15 @@ H200 = Machine(132, 330e12, 4.0e12, 40e-6)
 
 def faster_way(plan: GroupedAttnPlan, machine: Machine = H200) -> int:
     """COPIES of the keys, one launch for all slices of a mask; or CALLS, one a slice, on the keys where they are."""
-    slices = that_see(plan.slices)
-    keys = sum(piece.num_keys for piece in slices)
-    if _copies_bytes(keys, plan) > _LARGEST_COPIES:
+    rows, keys = _sizes(plan)
+    if _copies_bytes(sum(keys), plan) > _LARGEST_COPIES:
         return CALLS
-    calls = [_Launch(piece.visible_pairs, piece.num_rows * min(_TILE, piece.num_keys)) for piece in slices]
-    masks = [piece.mask_type for piece in slices]
+    longest = (num_rows * min(_TILE, num_keys) for num_rows, num_keys in zip(rows, keys, strict=True))
+    calls = [*map(_Launch, starmap(visible_pairs, plan.seeing), longest)]
+    masks = [piece[-1] for piece in plan.seeing]
     by_mask = ([call for call, of in zip(calls, masks, strict=True) if of == mask] for mask in (FULL, CAUSAL))
     copied = _seconds([_together(part) for part in by_mask if part], plan, machine)
-    copied += _copying_seconds(keys, plan, machine)
+    copied += _copying_seconds(sum(keys), plan, machine)
     return COPIES if copied < _seconds(calls, plan, machine) else CALLS
 
 
@@ -71,15 +72,20 @@ def splits(plan: GroupedAttnPlan, processors: int) -> int:
     1 where that would cost more than it brings; at most plan.max_splits, and no more than 1 GiB of float32 parts.
     """
     heads = plan.num_heads_q // plan.num_heads_k
-    slices = that_see(plan.slices)
-    if not slices:
+    rows, keys = _sizes(plan)
+    if not rows:
         return 1
-    tiles = (-(-piece.num_rows * heads // _TILE) * piece.num_keys for piece in slices)
+    tiles = (-(-num_rows * heads // _TILE) * num_keys for num_rows, num_keys in zip(rows, keys, strict=True))
     share = max(int(sum(tiles) * plan.num_heads_k / processors), _TILE)
-    longest = max(piece.num_keys for piece in slices)
+    longest = max(keys)
     fitting = _LARGEST_PARTS // (4 * plan.total_q * plan.num_heads_q * plan.head_dim)
     parts = max(1, min(-(-longest // share), _MOST_SPLITS, fitting, plan.max_splits or _MOST_SPLITS))
     return parts if _SPLITTING * max(share, longest / parts) < max(share, longest) else 1
+
+
+def _sizes(plan: GroupedAttnPlan) -> tuple[list[int], list[int]]:
+    """How many rows, and how many keys, each slice has of which some row sees some key."""
+    return [piece[1] - piece[0] for piece in plan.seeing], [piece[3] - piece[2] for piece in plan.seeing]
 
 
 class _Launch(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 FULL = 0
@@ -13,6 +13,11 @@ MASKS = {FULL: "FULL", CAUSAL: "CAUSAL"}
 
 # Row numbers travel to the devices as int32.
 LARGEST_TOTAL = 2**31 - 1
+
+# The fields of a Slice; a plain tuple where many are handled, as to make one of those is several steps of Python.
+Numbers = tuple[int, int, int, int, int]
+# Of all slices the first field, then of all the second, and so on.
+Columns = Sequence[Sequence[int]]
 
 
 class Slice(NamedTuple):
@@ -50,12 +55,7 @@ class Slice(NamedTuple):
     @property
     def visible_pairs(self) -> int:
         """Pairs of a row and a key that it sees."""
-        q_start, q_end, k_start, k_end, mask_type = self
-        num_rows, num_keys = q_end - q_start, k_end - k_start
-        if mask_type == FULL:
-            return num_rows * num_keys
-        seeing = min(num_rows, num_keys)
-        return seeing * (2 * num_keys - seeing + 1) // 2
+        return visible_pairs(*self)
 
 
 def slices_from(
@@ -64,7 +64,7 @@ def slices_from(
     mask_types: Sequence[int],
     total_q: int,
     total_k: int,
-) -> tuple[Slice, ...]:
+) -> Columns:
     """The slices in the order given, every one of them legal.
 
     q_ranges, k_ranges: pairs (start, end), half-open; mask_types: FULL = 0 or CAUSAL = 1. Sequences, or whatever has
@@ -76,12 +76,23 @@ def slices_from(
     _check_lengths(rows, keys, masks)
     for name, total in (("total_q", total_q), ("total_k", total_k)):
         check_size(name, total, smallest=0)
-    rows = _pairs("q_ranges", rows, "total_q", total_q)
-    keys = _pairs("k_ranges", keys, "total_k", total_k)
-    masks = _masks(masks)
+    if _are_plain(rows, keys, masks) and _are_legal(columns := _columns(rows, keys, masks), total_q, total_k):
+        return columns
+    # One after the other takes several times as long: to name the first, or to take what is no pair of plain ints.
+    rows = [_pair("q_ranges", index, entry, "total_q", total_q) for index, entry in enumerate(rows)]
+    keys = [_pair("k_ranges", index, entry, "total_k", total_k) for index, entry in enumerate(keys)]
+    masks = [_mask(index, entry) for index, entry in enumerate(masks)]
     _check_disjoint(rows)
-    each = zip(rows, keys, masks, strict=True)
-    return tuple(Slice(q_start, q_end, k_start, k_end, mask) for (q_start, q_end), (k_start, k_end), mask in each)
+    return _columns(rows, keys, masks)
+
+
+def visible_pairs(q_start: int, q_end: int, k_start: int, k_end: int, mask_type: int) -> int:
+    """Pairs of a row and a key that it sees, in a slice of these numbers."""
+    num_rows, num_keys = q_end - q_start, k_end - k_start
+    if mask_type == FULL:
+        return num_rows * num_keys
+    seeing = min(num_rows, num_keys)
+    return seeing * (2 * num_keys - seeing + 1) // 2
 
 
 def check_size(name: str, value: object, *, smallest: int) -> None:
@@ -102,18 +113,13 @@ def check_heads(num_heads_q: int, num_heads_k: int, head_dim: int) -> None:
         )
 
 
-def that_see(slices: Iterable[Slice]) -> list[Slice]:
-    """Those of which some row sees some key."""
-    return [piece for piece in slices if piece.q_start < piece.q_end and piece.k_start < piece.k_end]
-
-
-def rows_in_no_slice(slices: Sequence[Slice], total_q: int) -> Iterator[tuple[int, int]]:
+def rows_in_no_slice(slices: Iterable[Numbers], total_q: int) -> Iterator[tuple[int, int]]:
     """The half-open gaps between the slices, in the order of q's rows."""
     end = 0
     for piece in sorted(slices):
-        if piece.q_start > end:
-            yield end, piece.q_start
-        end = max(end, piece.q_end)
+        if piece[0] > end:
+            yield end, piece[0]
+        end = max(end, piece[1])
     if end < total_q:
         yield end, total_q
 
@@ -145,18 +151,29 @@ def _check_lengths(rows: list[Any], keys: list[Any], masks: list[Any]) -> None:
         )
 
 
-def _pairs(name: str, entries: list[Any], total_name: str, total: int) -> list[Any]:
-    """One after the other only if one of them may not be legal: that takes several times as long."""
-    if all(_is_plain(entry, total) for entry in entries):
-        return entries
-    return [_pair(name, index, entry, total_name, total) for index, entry in enumerate(entries)]
-
-
-def _is_plain(entry: Any, total: int) -> bool:
-    if type(entry) not in (tuple, list) or len(entry) != 2:
+def _are_plain(rows: list[Any], keys: list[Any], masks: list[Any]) -> bool:
+    """Whether all ranges are tuples or lists of two, and all numbers ints and nothing that only serves as one."""
+    entries = [*rows, *keys]
+    if not ({*map(type, entries)} <= {tuple, list} and {*map(len, entries)} <= {2}):
         return False
-    start, end = entry
-    return type(start) is int is type(end) and 0 <= start <= end <= total
+    return {*map(type, chain(*entries, masks))} <= {int}
+
+
+def _columns(rows: list[Any], keys: list[Any], masks: list[int]) -> Columns:
+    return (*zip(*rows, strict=True), *zip(*keys, strict=True), masks) if masks else ((),) * 5
+
+
+def _are_legal(columns: Columns, total_q: int, total_k: int) -> bool:
+    q_starts, q_ends, k_starts, k_ends, masks = columns
+    rows = [*chain(*sorted(zip(q_starts, q_ends, strict=True)))]
+    return (
+        min(chain(q_starts, k_starts), default=0) >= 0
+        and max(q_ends, default=0) <= total_q
+        and max(k_ends, default=0) <= total_k
+        and all(map(operator.le, rows, rows[1:]))  # no range is reversed, and none begins within another
+        and all(map(operator.le, k_starts, k_ends))
+        and {*masks} <= MASKS.keys()
+    )
 
 
 def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tuple[int, int]:
@@ -169,12 +186,6 @@ def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tup
     if not 0 <= start <= end <= total:
         raise ValueError(f"{name}[{index}] = ({start}, {end}) {wrong}: {legal}")
     return start, end
-
-
-def _masks(entries: list[Any]) -> list[int]:
-    if {*map(type, entries)} <= {int} and {*entries} <= MASKS.keys():
-        return entries
-    return [_mask(index, entry) for index, entry in enumerate(entries)]
 
 
 def _mask(index: int, entry: Any) -> int:

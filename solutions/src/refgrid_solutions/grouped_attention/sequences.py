@@ -16,21 +16,22 @@ from typing import NamedTuple
 
 import torch
 
-from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints
-from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, Slice, rows_in_no_slice, that_see
+from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints, host_ints
+from refgrid_solutions.grouped_attention.predicted import CALLS, COPIES
+from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, Numbers, Slice, rows_in_no_slice
 
 # A gap is cut into sequences no longer than the longest slice, or this: the grid has room for the longest in each.
 _GAP = 1024
 _HOST_NUMBERS = 6
-_DEVICE_PARTS = 6
 
 
 class Launch(NamedTuple):
     """What one launch is told: n sequences over the rows [first_row, last_row) of q, all under one mask.
 
     row_offsets [n + 1] int32, from first_row on; key_starts [n + 1] (the last is not read) and key_counts [n], int32,
-    in the shared keys; copied_offsets [n + 1] int32, were each sequence's keys copied back to back. own_rows, own_keys
-    [slices, 2] int32: the offsets of each slice alone, 0 and its length. blind: whether a row of them sees no key.
+    in the shared keys. blind: whether a row of them sees no key. backward: by COPIES the offsets [n + 1] int32, were
+    each sequence's keys copied back to back; by CALLS those of each slice alone, 0 and its length, its rows and its
+    keys [slices, 2] int32 each; nothing in a plan for the forward pass alone.
     """
 
     mask_type: int
@@ -42,9 +43,7 @@ class Launch(NamedTuple):
     row_offsets: torch.Tensor
     key_starts: torch.Tensor
     key_counts: torch.Tensor
-    copied_offsets: torch.Tensor
-    own_rows: torch.Tensor
-    own_keys: torch.Tensor
+    backward: Sequence[torch.Tensor]
 
     @property
     def rows(self) -> slice:
@@ -57,41 +56,41 @@ class Launch(NamedTuple):
         return self.mask_type == CAUSAL
 
 
-def packed(plan: GroupedAttnPlan, *numbers: int) -> tuple[torch.Tensor, ...]:
-    """The launches of a plan, and numbers that a backend keeps beside them; the first tensor is on the CPU."""
+def packed(plan: GroupedAttnPlan, way: int | None, *numbers: int) -> tuple[torch.Tensor, ...]:
+    """The launches of a plan, and numbers that a backend keeps beside them; the first tensor is on the CPU.
+
+    way: by which to go backward, the last of the numbers; None where that is not needed.
+    """
+    numbers += () if way is None else (way,)
     host = [len(numbers), *numbers]
-    parts: list[array[int]] = []
+    parts: list[memoryview] = []
     for found in filter(None, (sequences(plan, mask_type) for mask_type in (FULL, CAUSAL))):
         of = _Columns.of(found)
         host += _host_numbers(found, of)
-        parts += (array("i", part) for part in _device_parts(of))
-    return torch.tensor(host), *device_ints(plan.device, *parts)
+        parts += (memoryview(array("i", part)) for part in _device_parts(of, way))
+    return host_ints(host), *device_ints(plan.device, *parts)
 
 
 def unpacked(metadata: Sequence[torch.Tensor]) -> tuple[list[int], list[Launch]]:
     """The numbers and the launches that packed was told; reads the tensor on the CPU."""
     count, *host = metadata[0].tolist()
     numbers, host = host[:count], host[count:]
-    launches = []
-    for index in range(len(host) // _HOST_NUMBERS):
-        parts = metadata[1 + index * _DEVICE_PARTS : 1 + (index + 1) * _DEVICE_PARTS]
-        lists, pairs = parts[:-2], [part.view(-1, 2) for part in parts[-2:]]
-        launches.append(Launch._make((*host[index * _HOST_NUMBERS : (index + 1) * _HOST_NUMBERS], *lists, *pairs)))
-    return numbers, launches
+    masks = range(len(host) // _HOST_NUMBERS)
+    parts = (len(metadata) - 1) // max(len(masks), 1)
+    told = (host[mask * _HOST_NUMBERS :][:_HOST_NUMBERS] for mask in masks)
+    there = (metadata[1 + mask * parts :][:parts] for mask in masks)
+    return numbers, [Launch._make((*one, *own[:3], own[3:])) for one, own in zip(told, there, strict=True)]
 
 
 def seeing(plan: GroupedAttnPlan, mask_type: int) -> list[Slice]:
     """The slices of a mask that have rows and keys, in the order of their rows."""
-    return sorted(piece for piece in that_see(plan.slices) if piece.mask_type == mask_type)
+    return [*map(Slice._make, _of(plan, mask_type))]
 
 
-def sequences(plan: GroupedAttnPlan, mask_type: int) -> list[Slice]:
+def sequences(plan: GroupedAttnPlan, mask_type: int) -> list[Numbers]:
     """Those slices, and the gaps between them as slices without keys; empty if there are none."""
-    own = seeing(plan, mask_type)
-    if not own:
-        return []
-    longest = max(_GAP, *(piece.num_rows for piece in own))
-    gaps = list(_gaps(own, longest))
+    own = _of(plan, mask_type)
+    gaps = [*_gaps(own)] if own else []
     return sorted([*own, *gaps]) if gaps else own
 
 
@@ -130,11 +129,18 @@ def _is_all(q: torch.Tensor, launches: Sequence[Launch]) -> bool:
     return len(launches) == 1 and launches[0].rows == slice(0, q.shape[0])
 
 
-def _gaps(own: Sequence[Slice], longest: int) -> Iterator[Slice]:
-    first = own[0].q_start
-    for start, end in rows_in_no_slice(own, own[-1].q_end):
-        for piece in range(max(start, first), end, longest):
-            yield Slice(piece, min(piece + longest, end), 0, 0, own[0].mask_type)
+def _of(plan: GroupedAttnPlan, mask_type: int) -> list[Numbers]:
+    return [piece for piece in plan.seeing if piece[-1] == mask_type]
+
+
+def _gaps(own: Sequence[Numbers]) -> Iterator[Numbers]:
+    q_starts, q_ends, *_, (mask_type, *_) = zip(*own, strict=True)
+    if q_ends[:-1] == q_starts[1:]:
+        return
+    longest = max(_GAP, *map(sub, q_ends, q_starts))
+    for start, end in rows_in_no_slice(own, q_ends[-1]):
+        for piece in range(max(start, q_starts[0]), end, longest):
+            yield piece, min(piece + longest, end), 0, 0, mask_type
 
 
 class _Columns(NamedTuple):
@@ -145,21 +151,24 @@ class _Columns(NamedTuple):
     key_starts: Sequence[int]
 
     @classmethod
-    def of(cls, found: Sequence[Slice]) -> _Columns:
+    def of(cls, found: Sequence[Numbers]) -> _Columns:
         q_starts, q_ends, k_starts, k_ends, _ = zip(*found, strict=True)
         return cls([*map(sub, q_ends, q_starts)], [*map(sub, k_ends, k_starts)], k_starts)
 
 
-def _host_numbers(found: Sequence[Slice], of: _Columns) -> list[int]:
+def _host_numbers(found: Sequence[Numbers], of: _Columns) -> list[int]:
     """As the first fields of Launch."""
-    mask_type = found[0].mask_type
+    (first_row, *_, mask_type), (_, last_row, *_) = found[0], found[-1]
     blind = 0 in of.keys or (mask_type == CAUSAL and any(map(gt, of.rows, of.keys)))
-    return [mask_type, found[0].q_start, found[-1].q_end, max(of.rows), max(of.keys), int(blind)]
+    return [mask_type, first_row, last_row, max(of.rows), max(of.keys), int(blind)]
 
 
-def _device_parts(of: _Columns) -> list[list[int]]:
-    """As the last fields of Launch."""
-    rows, copied = ([0, *accumulate(counts)] for counts in (of.rows, of.keys))
-    own = [at for at, count in enumerate(of.keys) if count]
-    own_rows, own_keys = ([end for at in own for end in (0, counts[at])] for counts in (of.rows, of.keys))
-    return [rows, [*of.key_starts, 0], of.keys, copied, own_rows, own_keys]
+def _device_parts(of: _Columns, way: int | None) -> list[list[int]]:
+    """As the last fields of Launch, those of the way back last."""
+    parts = [[0, *accumulate(of.rows)], [*of.key_starts, 0], of.keys]
+    if way == COPIES:
+        return [*parts, [0, *accumulate(of.keys)]]
+    if way == CALLS:
+        own = [(rows, keys) for rows, keys in zip(of.rows, of.keys, strict=True) if keys]
+        parts += ([end for count in counts for end in (0, count)] for counts in zip(*own, strict=True))
+    return parts

@@ -1,7 +1,8 @@
 """Who can run what. A backend is a module of four functions, imported when it is first asked for.
 
     refuses(plan) -> str                                     why it cannot run the plan; empty if it can
-    metadata(plan) -> sequence of tensors                    what it needs on the device (or the CPU), made once a plan
+    metadata(plan, both) -> sequence of tensors              what it needs on the device (or the CPU), made once a plan:
+                                                             for both passes, or for the forward pass alone
     forward(q, k, v, plan, scale) -> (out, lse)              lse [num_heads_q, total_q], natural logarithm
     backward(dout, q, k, v, out, lse, plan, scale) -> (dq, dk, dv)
 
@@ -45,7 +46,7 @@ class Backend(Protocol):
     """The module of a backend."""
 
     refuses: Callable[[GroupedAttnPlan], str]
-    metadata: Callable[[GroupedAttnPlan], Sequence[torch.Tensor]]
+    metadata: Callable[[GroupedAttnPlan, bool], Sequence[torch.Tensor]]
     forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 

@@ -45,9 +45,9 @@ def refuses(plan: GroupedAttnPlan) -> str:
     return "" if capability >= _AMPERE else f"compute capability = {capability}, but should be (8, 0) or later"
 
 
-def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:
-    """The way to go backward, and the launches."""
-    return packed(plan, faster_way(plan))
+def metadata(plan: GroupedAttnPlan, both: bool) -> Sequence[torch.Tensor]:
+    """The launches, and the way to go backward."""
+    return packed(plan, faster_way(plan) if both else None)
 
 
 def forward(
@@ -70,7 +70,7 @@ def backward(
     scale: float,
 ) -> Gradients:
     """Gradients of q, k and v, each as its tensor."""
-    (way, *_), launches = unpacked(plan.metadata("torch"))
+    (way,), launches = unpacked(plan.metadata("torch"))
     return gradients((dout, q, k, v, out, lse), plan, launches, way, scale)
 
 
@@ -107,7 +107,8 @@ def _by_copies(
     """One launch for all slices of the mask, each with a copy of its keys; gives dq of the launch's rows."""
     dout, q, k, v, out, lse = tensors
     own = seeing(plan, launch.mask_type)
-    rows, offsets = launch.rows, (launch.row_offsets, launch.copied_offsets)
+    (copied_offsets,) = launch.backward
+    rows, offsets = launch.rows, (launch.row_offsets, copied_offsets)
     longest = (launch.longest_rows, launch.longest_keys)
     of_rows = (dout[rows], q[rows], out[rows], lse[:, rows].contiguous())
     dq, dk, dv = _differentiate(of_rows, _copied(k, own), _copied(v, own), offsets, longest, launch.causal, scale)
@@ -123,10 +124,11 @@ def _by_calls(
     """A launch for each slice, on the keys where they are; gives dq of the launch's rows."""
     dout, q, k, v, out, lse = tensors
     dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    own_rows, own_keys = (offsets.view(-1, 2) for offsets in launch.backward)
     for index, piece in enumerate(seeing(plan, launch.mask_type)):
         rows, keys = slice(piece.q_start, piece.q_end), slice(piece.k_start, piece.k_end)
         of_rows = (dout[rows], q[rows], out[rows], lse[:, rows].contiguous())
-        offsets, longest = (launch.own_rows[index], launch.own_keys[index]), (piece.num_rows, piece.num_keys)
+        offsets, longest = (own_rows[index], own_keys[index]), (piece.num_rows, piece.num_keys)
         dq[rows], dk, dv = _differentiate(of_rows, k[keys], v[keys], offsets, longest, launch.causal, scale)
         sums[0][keys] += dk
         sums[1][keys] += dv

@@ -27,17 +27,17 @@ def refuses(plan: GroupedAttnPlan) -> str:
     return aten.refuses(plan)
 
 
-def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:
-    """The way to go backward, into how many parts keys are split, and the launches."""
+def metadata(plan: GroupedAttnPlan, both: bool) -> Sequence[torch.Tensor]:
+    """The launches, into how many parts keys are split, and the way to go backward."""
     importlib.import_module(_KERNELS)  # registers torch.ops.fa3_fwd
-    return packed(plan, faster_way(plan), splits(plan, _processors(plan.device)))
+    return packed(plan, faster_way(plan) if both else None, splits(plan, _processors(plan.device)))
 
 
 def forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: GroupedAttnPlan, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One launch a mask. q [total_q, num_heads_q, head_dim], k and v [total_k, num_heads_k, head_dim] -> out, lse."""
-    (_, parts), launches = unpacked(plan.metadata("fa3"))
+    (parts, *_), launches = unpacked(plan.metadata("fa3"))
     q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
     return assembled(q, launches, [_attend(q[launch.rows], k, v, launch, scale, parts) for launch in launches])
 
@@ -53,7 +53,7 @@ def backward(
     scale: float,
 ) -> aten.Gradients:
     """Gradients of q, k and v, each as its tensor: PyTorch's kernel."""
-    (way, _), launches = unpacked(plan.metadata("fa3"))
+    (_, way), launches = unpacked(plan.metadata("fa3"))
     return aten.gradients((dout, q, k, v, out, lse), plan, launches, way, scale)
 
 

@@ -20,7 +20,7 @@ def refuses(plan: GroupedAttnPlan) -> str:  # noqa: ARG001 - every backend is as
     return ""
 
 
-def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:  # noqa: ARG001 - every backend is asked
+def metadata(plan: GroupedAttnPlan, both: bool) -> Sequence[torch.Tensor]:  # noqa: ARG001 - every backend is asked
     """Nothing: the slices are read on the host."""
     return ()
 

@@ -18,7 +18,7 @@ from refgrid_solutions.grouped_attention.backends.triton.attention import attend
 from refgrid_solutions.grouped_attention.backends.triton.configurations import TABLE, Configuration, Tiles
 from refgrid_solutions.grouped_attention.backends.triton.differentiation import Gradients, Work, differentiated
 from refgrid_solutions.grouped_attention.backends.triton.items import loadable
-from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints
+from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, device_ints, host_ints
 
 _SINCE = (3, 6)
 _HOPPER = (9, 0)
@@ -32,16 +32,16 @@ def refuses(plan: GroupedAttnPlan) -> str:
     return _unfit_gpu(plan) if plan.device.type == "cuda" else _unfit_interpreter(plan)
 
 
-def metadata(plan: GroupedAttnPlan) -> Sequence[torch.Tensor]:
-    """The sizes of the tiles, on the CPU, and what there is to do with each."""
+def metadata(plan: GroupedAttnPlan, both: bool) -> Sequence[torch.Tensor]:
+    """The sizes of the tiles, on the CPU, and what there is to do with each, forward and then backward."""
     sizes = TABLE[plan.head_dim]
-    of = worklist.pieces(plan.slices, plan.total_q)
-    rows = [worklist.row_tiles(of, *tile) for tile in dict.fromkeys([sizes.forward[:2], sizes.of_rows[:2]])]
-    tables = [*rows, of.table, *worklist.key_tiles(of, plan.total_k, sizes.of_keys.keys)]
-    there = device_ints(plan.device, *(table.data for table in tables))
-    shaped = [flat.view(table.shape) for flat, table in zip(there, tables, strict=True)]
-    host = torch.tensor([*chain(*sizes), of.places])
-    return host, shaped[0], shaped[len(rows) - 1], *shaped[len(rows) :]
+    of = worklist.pieces(plan.table.numpy(), plan.total_q)
+    tables = [worklist.row_tiles(of, *sizes.forward[:2])]
+    if both:
+        tables += [worklist.row_tiles(of, *sizes.of_rows[:2]), of.table]
+        tables += worklist.key_tiles(of, plan.total_k, sizes.of_keys.keys)
+    host = host_ints([*chain(*sizes), of.places])
+    return host, *device_ints(plan.device, *(table.data for table in tables))
 
 
 def forward(
@@ -50,7 +50,7 @@ def forward(
     """One launch. q [total_q, num_heads_q, head_dim], k and v [total_k, num_heads_k, head_dim] -> out, lse."""
     if not (plan.total_q and plan.total_k):
         return q.new_zeros(q.shape), q.new_full((q.shape[1], q.shape[0]), -math.inf, dtype=torch.float32)
-    sizes, work, _ = _unpacked(plan)
+    sizes, (work, *_), _ = _unpacked(plan)
     q, scale, _ = _positive(q, scale)
     with torch.cuda.device_of(q):  # Triton launches on the current one
         return attended(loadable(q), loadable(k), loadable(v), scale, work, _section(plan), sizes.forward)
@@ -69,7 +69,7 @@ def backward(
     """Three launches: gradients of q, k and v, each as its tensor."""
     if not (plan.total_q and plan.total_k):
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    sizes, _, work = _unpacked(plan)
+    sizes, work = _going_back(plan)
     q, scale, sign = _positive(q, scale)
     told = [loadable(tensor) for tensor in (dout, q, k, v)]
     with torch.cuda.device_of(q):
@@ -92,13 +92,18 @@ def _unfit_interpreter(plan: GroupedAttnPlan) -> str:
     return ""
 
 
-def _unpacked(plan: GroupedAttnPlan) -> tuple[Configuration, torch.Tensor, Work]:
-    """The tiles, the work of the forward pass, and that of the backward pass."""
-    host, forward_work, rows, pieces, keys, runs = plan.metadata("triton")
+def _unpacked(plan: GroupedAttnPlan) -> tuple[Configuration, list[torch.Tensor], int]:
+    """The tiles, the lists of work, and how many places the statistics of all rows take."""
+    host, *lists = plan.metadata("triton")
     *numbers, places = host.tolist()
     fields = len(Tiles._fields)
     sizes = [Tiles._make(numbers[at : at + fields]) for at in range(0, len(numbers), fields)]
-    return Configuration._make(sizes), forward_work, Work(rows, pieces, keys, runs, places, _section(plan))
+    return Configuration._make(sizes), lists, places
+
+
+def _going_back(plan: GroupedAttnPlan) -> tuple[Configuration, Work]:
+    sizes, (_, rows, pieces, keys, runs), places = _unpacked(plan)
+    return sizes, Work(rows, pieces, keys, runs, places, _section(plan))
 
 
 def _positive(q: torch.Tensor, scale: float) -> tuple[torch.Tensor, float, int]:

@@ -13,13 +13,12 @@ first min(i + diagonal, num_keys) keys of its slice, none if that is negative. A
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, Slice, rows_in_no_slice
+from refgrid_solutions.grouped_attention.ranges import CAUSAL
 
 # What is computed with, as rows times keys are more than 32 bits hold; and what the kernels read.
 Numbers = npt.NDArray[np.int64]
@@ -54,22 +53,30 @@ class Pieces(NamedTuple):
     @property
     def table(self) -> Table:
         """All but the last [n, 6]."""
-        return _table(self[:-1])
+        return np.array(self[:-1], np.int32).T.copy()
 
 
-def pieces(slices: Sequence[Slice], total_q: int) -> Pieces:
-    """The slices as numbers; rows in none become pieces that see no key.
+def pieces(columns: Numbers, total_q: int) -> Pieces:
+    """The slices [5, n]; rows in none become pieces that see no key.
 
     last_place: where a piece's rows end among the statistics of rows. Each begins there at some distance from the one
     before, so that it ends at a multiple of four.
     """
-    gaps = [Slice(start, end, 0, 0, FULL) for start, end in rows_in_no_slice(slices, total_q)]
-    numbers = np.fromiter(chain.from_iterable(sorted([*slices, *gaps])), np.int64)
-    row, last_row, key, last_key, mask_type = numbers.reshape(-1, 5).T
+    ordered = columns[:, np.lexsort(columns[::-1])]
+    if int((ordered[1] - ordered[0]).sum()) < total_q:
+        ordered = _with_gaps(ordered, total_q)
+    row, last_row, key, last_key, mask_type = ordered
     num_rows, num_keys = last_row - row, last_key - key
     diagonal = num_keys - (num_rows - 1) * (mask_type == CAUSAL)
     last_place = (_quotient(num_rows, _UNIT) * _UNIT).cumsum()
     return Pieces(row, last_row, key, num_keys, diagonal, last_place, num_rows)
+
+
+def _with_gaps(ordered: Numbers, total_q: int) -> Numbers:
+    """Slices [5, n], and the rows in none as slices that see no key, all in order."""
+    starts, ends = np.append(0, np.maximum.accumulate(ordered[1])), np.append(ordered[0], total_q)
+    gaps = np.stack((starts, ends, *np.zeros((3, len(ends)), np.int64)))[:, starts < ends]
+    return np.insert(ordered, (starts < ends).nonzero()[0], gaps, axis=1)
 
 
 def row_tiles(of: Pieces, tile_rows: int, tile_keys: int) -> Table:
@@ -82,11 +89,11 @@ def row_tiles(of: Pieces, tile_rows: int, tile_keys: int) -> Table:
     above = number * tile_rows
     diagonal, num_keys = of.diagonal[piece] + above, of.num_keys[piece]
     rows = np.minimum(of.num_rows[piece] - above, tile_rows)
-    whole = np.minimum(diagonal, num_keys).clip(0) // tile_keys
-    blocks = _quotient(np.minimum(diagonal + rows - 1, num_keys).clip(0), tile_keys)
+    whole = np.maximum(np.minimum(diagonal, num_keys), 0) // tile_keys
+    blocks = _quotient(np.maximum(np.minimum(diagonal + rows - 1, num_keys), 0), tile_keys)
     place = (of.last_place - of.num_rows)[piece] + above
     tiles = (of.row[piece] + above, rows, of.key[piece], whole, blocks - whole, diagonal, num_keys, place)
-    return _table(tiles, most_first=blocks)
+    return _most_first(tiles, blocks)
 
 
 def key_tiles(of: Pieces, total_k: int, tile_keys: int) -> tuple[Table, Table]:
@@ -97,11 +104,11 @@ def key_tiles(of: Pieces, total_k: int, tile_keys: int) -> tuple[Table, Table]:
     see share their runs.
     """
     keys = np.arange(0, total_k, tile_keys)
-    first = of.key // tile_keys
-    last = np.where(of.num_keys * of.num_rows > 0, _quotient(of.key + of.num_keys, tile_keys), first)
+    seen = of.num_keys * of.num_rows > 0
+    first, last = of.key // tile_keys * seen, _quotient(of.key + of.num_keys, tile_keys) * seen
     first_run, last_run, runs = _runs(first, last, len(keys))
     most_rows = _rows_seeing(of, keys, first, last, tile_keys)
-    return _table((keys, first_run, last_run), most_first=most_rows), runs
+    return _most_first((keys, first_run, last_run), most_rows), runs
 
 
 def heads_together(total_k: int, num_heads_k: int, head_dim: int, itemsize: int) -> int:
@@ -113,20 +120,17 @@ def heads_together(total_k: int, num_heads_k: int, head_dim: int, itemsize: int)
 def _runs(first: Numbers, last: Numbers, num_tiles: int) -> tuple[Numbers, Numbers, Table]:
     """Of each tile, where its runs begin and where they end; the runs.
 
-    first, last: of each piece the first tile that it sees, and the first that it sees no more. Tiles between two at
-    which a piece begins or ends are a stretch: the same pieces see them.
+    first, last: of each piece the first tile that it sees, and the first that it sees no more; both 0 of one that sees
+    none. Tiles between two at which a piece begins or ends are a stretch: the same pieces see them.
     """
-    own = (first < last).nonzero()[0]
     turns = np.zeros(num_tiles + 1, np.int64)
-    turns[0] = turns[first[own]] = turns[last[own]] = 1
+    turns[0] = turns[first] = turns[last] = 1
     stretch = turns.cumsum()  # of each tile, from 1 on
-    begin = stretch[first[own]]
-    seeing, number = _counted(stretch[last[own]] - begin)
-    stretches = begin[seeing] + number
+    piece, stretches = _counted(stretch[last] - stretch[first], stretch[first])
     ends = np.bincount(stretches, minlength=num_tiles + 2).cumsum()
-    # Pairs of a stretch and a piece as one number each, in order.
-    runs = np.sort(stretches * len(first) + own[seeing]) % max(len(first), 1)
-    return ends[stretch[:-1] - 1], ends[stretch[:-1]], runs.astype(np.int32)
+    # Pairs of a stretch and a piece as one number each, in order; the low half of a number is the piece.
+    runs = np.sort((stretches << 32) + piece).astype(np.int32)
+    return ends[stretch[:-1] - 1], ends[stretch[:-1]], runs
 
 
 def _rows_seeing(of: Pieces, keys: Numbers, first: Numbers, last: Numbers, tile_keys: int) -> Numbers:
@@ -138,24 +142,22 @@ def _rows_seeing(of: Pieces, keys: Numbers, first: Numbers, last: Numbers, tile_
     see_first = of.num_rows + of.diagonal - 1
     most, end = np.minimum(of.num_rows, see_first), see_first + of.key
     turn = np.minimum(np.maximum((end - most) // tile_keys + 1, first), last)
-    level, fewer = np.zeros((2, len(keys) + 1), np.int64)
-    for place, more, slope in ((first, most, 0), (turn, end - most, 1), (last, -end, -1)):
-        np.add.at(level, place, more)
-        np.add.at(fewer, place, slope)
+    places, count = np.concatenate((first, turn, last)), len(keys) + 1
+    level = np.bincount(places, np.concatenate((most, end - most, -end)), count)
+    fewer = np.bincount(turn, minlength=count) - np.bincount(last, minlength=count)
     rows: Numbers = level.cumsum()[:-1] - keys * fewer.cumsum()[:-1]
     return rows
 
 
-def _counted(counts: Numbers) -> tuple[Numbers, Numbers]:
-    """Things of which there are so many each: of every one which it is of, and its number among those, from 0 on."""
+def _counted(counts: Numbers, first: Numbers | int = 0) -> tuple[Numbers, Numbers]:
+    """Things of which there are so many each: of every one which it is of, and its number among those from first on."""
     which = np.arange(len(counts)).repeat(counts)
-    return which, np.arange(len(which)) - (counts.cumsum() - counts)[which]
+    return which, np.arange(len(which)) + (first + counts - counts.cumsum()).repeat(counts)
 
 
-def _table(columns: Sequence[Numbers], most_first: Numbers | None = None) -> Table:
+def _most_first(columns: Sequence[Numbers], most: npt.NDArray[Any]) -> Table:
     """As the kernels read it, row by row; those of which there is most come first, in order where it is the same."""
-    table = np.array(columns, np.int32)
-    return table.T.copy() if most_first is None else table.T.take(np.argsort(-most_first, kind="stable"), 0)
+    return np.array(columns, np.int32).T.take(np.argsort(-most, kind="stable"), 0)
 
 
 def _quotient(numbers: Numbers, by: int) -> Numbers:
