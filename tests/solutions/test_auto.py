@@ -33,6 +33,7 @@ def auto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     """What is launched where "auto" is fa3 without gradients, and torch with them."""
     monkeypatch.setattr(backends, "choose", lambda _: ("fa3", "torch"))
     zigzag_plan.cache_clear()  # kept plans have what "auto" was when they were made
+    backends.say.cache_clear()
     with backends_of_a_gpu(monkeypatch) as calls:
         yield calls
     zigzag_plan.cache_clear()
@@ -152,6 +153,18 @@ def test_what_only_a_backward_pass_reads_is_made_when_one_is_needed(
     grouped_flash_attn_func(q.detach(), k, v, plan, backend=backend)
     assert faster_way.call_count == 1
     assert len(plan.metadata(backend)) == len(forward) + 1  # the offsets of copied keys
+
+
+def test_what_auto_chose_is_logged_once(auto: Calls, caplog: pytest.LogCaptureFixture) -> None:
+    q, k, v = drawn(Layout([], 8, 8), Subject("auto"))
+    with caplog.at_level("INFO", logger="refgrid_solutions"):
+        for backend in ("reference", "auto", "auto"):
+            grouped_flash_attn_varlen_func([q], k, v, [[0, 8]], [[0, 8]], causal=True, backend=backend)
+        zigzag_llama3_flash_attn_varlen_func(q, k, v, [0, 8], [0, 8], 8, 8, 2, causal=True, group=LoneExchange(0, 1))
+
+    said = "backend = 'auto' is 'fa3' where no gradient is needed, and 'torch' where one is"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    assert auto == ["fa3 forward, num_splits=1"] * 3
 
 
 def test_the_list_form_and_zigzag_take_what_auto_takes(auto: Calls) -> None:

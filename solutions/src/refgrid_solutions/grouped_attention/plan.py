@@ -155,6 +155,8 @@ def plan_grouped_attn(
     sizes = (total_q, total_k, num_heads_q, num_heads_k, head_dim, dtype, _with_index(torch.device(device)))
     plan = GroupedAttnPlan(*sizes, host, backends.choose(GroupedAttnPlan(*sizes, host)))
     vars(plan)["columns"] = columns  # which the property would find again
+    if backend == "auto":
+        backends.say(plan.auto_backends)
     for needed in (True, False) if backward is None else (backward,):
         plan.prepare(backend, backward=needed)
     return plan

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -95,6 +96,13 @@ def choose(plan: GroupedAttnPlan) -> tuple[str, str]:
     if plan.device.type == "cpu" and not refusal("reference", plan):
         return "reference", "reference"
     return _first(TABLE, plan), _first(dict.fromkeys([_FASTEST_BACKWARD, *TABLE]), plan)
+
+
+@cache
+def say(chosen: tuple[str, str]) -> None:
+    """Log what "auto" is, once a process for each choice: the list form and zigzag show no plan that tells it."""
+    told = "backend = 'auto' is %r where no gradient is needed, and %r where one is"
+    logging.getLogger(__name__.partition(".")[0]).info(told, *chosen)
 
 
 def _first(names: Iterable[str], plan: GroupedAttnPlan) -> str:
