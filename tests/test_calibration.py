@@ -264,7 +264,7 @@ def wide_as(told: dict[str, float]) -> Row:
     match = {"output": "y", "max_abs_error": 0.5, "headroom": 0.5, "rtol": 1e-2, "nonfinite_mismatches": 0, **told}
     case = SimpleNamespace(definition="d", op="some_op", source="lib")
     outcome = SimpleNamespace(case=case, hashes={}, comparisons=[match], verdict=SimpleNamespace(value="match"))
-    environment = SimpleNamespace(name="e", gpu="NVIDIA H200", device="cuda")
+    environment = SimpleNamespace(title="e on NVIDIA H200", device="cuda")
     header = SimpleNamespace(environment=environment, started="2026-11-22T00:00:00", planned=[case])
     run: Any = SimpleNamespace(header=header, outcomes={"case": outcome})
     known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": SimpleNamespace(dtype="bfloat16")})})

@@ -178,11 +178,16 @@ if x.shape[0] == 2:
     assert told == {first: {"match", "missing"}, "b2": {"not-run"}, last: {"not-run"}}
 
 
+# Who is no worker of this run writes its records; the environment tells of the run that these tests are in, too.
 FULL = """import os, pytest
+
+def pytest_configure(config):
+    global writes
+    writes = not hasattr(config, "workerinput")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report):
-    if "-b2-" in report.nodeid and "PYTEST_XDIST_WORKER" not in os.environ:
+    if "-b2-" in report.nodeid and writes:
         opened = {os.path.realpath(f"/proc/self/fd/{number}"): int(number) for number in os.listdir("/proc/self/fd")}
         for name, number in opened.items():
             if name.endswith(".jsonl"):

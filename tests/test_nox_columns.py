@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ def declared(
     checkout(tmp_path, version("torch"))
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     monkeypatch.setenv("UV_FIND_LINKS", "wheels")
+    places = [place for place in os.environ["PATH"].split(os.pathsep) if not Path(place, "refgrid").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(places))  # a session has its own venv first, and not that of these tests
     return sessions(tmp_path, monkeypatch)
 
 

@@ -127,3 +127,21 @@ class TestTopPSamplingFromProbsV262208(ReferenceContract):
     """top_p_sampling_from_probs_v262208, held against every source of sampling."""
 
     definition_name = "top_p_sampling_from_probs_v262208"
+
+
+class TestTopKSamplingFromProbsV1024(ReferenceContract):
+    """top_k_sampling_from_probs_v1024, held against every source of top_k_sampling_from_probs."""
+
+    definition_name = "top_k_sampling_from_probs_v1024"
+
+
+class TestTopKTopPSamplingFromProbsV1024(ReferenceContract):
+    """top_k_top_p_sampling_from_probs_v1024, held against every source of top_k_top_p_sampling_from_probs."""
+
+    definition_name = "top_k_top_p_sampling_from_probs_v1024"
+
+
+class TestTopPSamplingFromProbsV1024(ReferenceContract):
+    """top_p_sampling_from_probs_v1024, held against every source of top_p_sampling_from_probs."""
+
+    definition_name = "top_p_sampling_from_probs_v1024"
