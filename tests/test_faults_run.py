@@ -78,6 +78,7 @@ def test_gpus_that_another_run_keeps_end_the_wait_with_who_has_them(fleet: Fleet
 
     done = fleet.run(*workers, *(CRASH_SAFE if workers else ()), "--lease-timeout", "2s")
 
+    assert list((fleet.root / "results").rglob("*.jsonl")), done.stdout + done.stderr
     (reason,) = not_run(fleet.records())
     assert len(fleet.records().outcomes) == 18
     assert reason.startswith("no GPU within 2s (--lease-timeout): "), done.stdout + done.stderr
