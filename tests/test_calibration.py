@@ -258,17 +258,42 @@ def test_a_comparison_without_what_it_needed_may_have_needed_all_that_it_used(at
     assert found.provenance.endswith("2026-11-22 may need")
 
 
-def wide_as(told: dict[str, float]) -> Row:
-    """A row of 1e-4 beside one record on a GPU, which had half of what was allowed."""
-    row = derive(reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(1e-4, 1e-5))
+def test_what_was_needed_beside_another_rtol_is_not_taken_for_what_is_needed_beside_the_limits() -> None:
+    found = wide_as({"needed_atol": 0.0, "atol": 6e-3, "rtol": 5e-3})
+
+    assert found.atol == 3e-3  # with half of that rtol so much is proven, and not 0
+    assert found.provenance.endswith("2026-11-22 may need")
+
+
+def test_of_float32_the_headroom_counts_as_rtol_shrinks_with_atol() -> None:
+    found = wide_as({"needed_atol": 0.0, "atol": 1e-5, "rtol": 1e-5}, "float32")
+
+    assert (found.atol, found.rtol) == (1e-5, 1e-5)  # twice a headroom of one half
+    assert found.provenance.endswith("2026-11-22 may need")
+
+
+@pytest.mark.parametrize(
+    ("needed", "bound", "green"),
+    [(1e-4, Tolerance(1e-4, 1e-2), True), (1.1e-4, Tolerance(1e-4, 1e-2), False), (0.0, Tolerance(1e-4, 9e-3), False)],
+    ids=["so much", "more", "beside a larger rtol"],
+)
+def test_what_was_needed_proves_a_row_that_follows_from_it(needed: float, bound: Tolerance, *, green: bool) -> None:
+    told = {"max_abs_error": 0.5, "headroom": 0.9, "atol": 8e-3, "rtol": 1e-2, "needed_atol": needed}
+
+    assert green_under(told, bound) is green
+
+
+def wide_as(told: dict[str, float], dtype: str = "bfloat16") -> Row:
+    """A row of little beside one record on a GPU, which had half of what was allowed."""
+    row = derive(dtype, reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(1e-4, 1e-5))
     match = {"output": "y", "max_abs_error": 0.5, "headroom": 0.5, "rtol": 1e-2, "nonfinite_mismatches": 0, **told}
     case = SimpleNamespace(definition="d", op="some_op", source="lib")
     outcome = SimpleNamespace(case=case, hashes={}, comparisons=[match], verdict=SimpleNamespace(value="match"))
     environment = SimpleNamespace(title="e on NVIDIA H200", device="cuda")
     header = SimpleNamespace(environment=environment, started="2026-11-22T00:00:00", planned=[case])
     run: Any = SimpleNamespace(header=header, outcomes={"case": outcome})
-    known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": SimpleNamespace(dtype="bfloat16")})})
-    return widened(row, seen([run], known)["lib on cuda", "some_op", "bfloat16", "y"])
+    known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": SimpleNamespace(dtype=dtype)})})
+    return widened(row, seen([run], known)["lib on cuda", "some_op", dtype, "y"])
 
 
 def test_a_bound_of_rows_that_is_kept_by_hand_stands(monkeypatch: pytest.MonkeyPatch) -> None:

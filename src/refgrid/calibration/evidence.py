@@ -53,9 +53,16 @@ def comparisons(run: Run, dataset: DataSet) -> Iterator[tuple[Outcome, str, str,
 
 def green_under(comparison: Mapping[str, Any], tolerance: Tolerance) -> bool:
     """Whether the record proves that the comparison would match under another tolerance, rows left aside."""
+    if _needed(comparison) <= tolerance.atol and float(comparison["rtol"]) <= tolerance.rtol:
+        return True
     most, share = float(comparison["max_abs_error"]), float(comparison["headroom"])
     kept, rtol = float(comparison["atol"]), float(comparison["rtol"])
     return most <= tolerance.atol or (share * kept <= tolerance.atol and share * rtol <= tolerance.rtol)
+
+
+def _needed(comparison: Mapping[str, Any]) -> float:
+    """The atol that it needed beside its rtol; nan of an older record."""
+    return float(comparison.get("needed_atol", math.nan))
 
 
 def seen(runs: Iterable[Run], dataset: DataSet) -> dict[tuple[str, str, str, str], Seen]:
@@ -94,11 +101,11 @@ def _take(
     under_its_limit = (atol, rtol) == (allowed.atol, allowed.rtol)
     if not (under_its_limit or own):
         return
-    kept, needed = found[key], float(comparison.get("needed_atol", math.nan))
-    is_known = not math.isnan(needed)
-    most = needed if is_known else min(float(comparison["max_abs_error"]), share * atol)
-    if under_its_limit or (is_known and rtol == allowed.rtol and dtype not in _ROUNDED_TO_NOTHING_LESS):
-        kept.atol = max(kept.atol, most)
+    kept, needed, most = found[key], _needed(comparison), min(float(comparison["max_abs_error"]), share * atol)
+    # Beside another rtol something else is needed, and of what is rounded to nothing less rtol shrinks, too.
+    is_known = not math.isnan(needed) and rtol == allowed.rtol and dtype not in _ROUNDED_TO_NOTHING_LESS
+    if is_known or under_its_limit:
+        kept.atol = max(kept.atol, needed if is_known else most)
         kept.headroom = max(kept.headroom, share if under_its_limit else 0.0)
     else:
         kept.met_atol, kept.met_rtol = max(kept.met_atol, most), max(kept.met_rtol, share * rtol)

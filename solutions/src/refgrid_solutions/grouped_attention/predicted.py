@@ -11,9 +11,9 @@ What 38 shapes on an H200 say of that (results/grouped, as graphs; backward is b
 - 330 TFLOP/s: dense backward passes of 64K tokens ran at 320 to 327. Predicted times are 0.5 to 0.9 of the measured
   ones by COPIES, 0.85 to 0.97 by CALLS; a 45th of them for groups of a few rows over 64K keys, where the gradients of
   keys for every query head take the time, which both ways write and the model leaves out.
-- Splits, as graphs, 15 rounds: 1, 2 and 4 parts in eleven shapes of 4K and 8K tokens or small groups. Of those only
-  rank 0 of eight at 4K is faster in parts (2: 1.12 times as fast as 1, and as 4); one key head of rank 7 at 4K in 9:
-  1.64 times. Everywhere else parts take 12 to 15 % longer, as predicted.
+- Splits (splits.json there): 1, 2 and 4 parts in twelve shapes of 4K and 8K tokens or small groups. Rank 0 of eight at
+  4K is faster in parts (2: 1.12 times as fast as 1), and one key head of rank 7 at 4K in 9: 1.65 times. In the other
+  ten, for which one part is predicted, 2 and 4 take 11 to 14 % longer.
 - Not measured: COPIES where CALLS are predicted, CALLS alone where COPIES are, the bandwidth, a launch, and what fits
   into the memory.
 """
@@ -32,7 +32,7 @@ COPIES, CALLS = 0, 1
 
 _TILE = 128
 _MOST_SPLITS = 32
-# A launch that splits keys over one that does not, where both fill an H200 (fa3-fwd 0.0.3): 1.12 to 1.15 in six shapes.
+# A launch that splits keys over one that does not, where both fill an H200 (fa3-fwd 0.0.3): 1.11 to 1.14 in ten shapes.
 _SPLITTING = 1.13
 # What copies may take of the memory: the kernel writes gradients of the copied keys for every query head.
 _LARGEST_COPIES = 8 * 2**30
