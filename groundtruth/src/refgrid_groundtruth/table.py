@@ -315,7 +315,7 @@ SOURCES: tuple[Source, ...] = (
         "torch",
         ">=2.5",
         {
-            "gqa_ragged_prefill_causal": (),
+            **dict.fromkeys(FAMILIES["gqa"], ()),
             "gqa_grouped": (),
             "mla_paged_decode": (),
             "mla_paged_prefill_causal": (),
@@ -326,7 +326,7 @@ SOURCES: tuple[Source, ...] = (
             **dict.fromkeys(FAMILIES["sampling"], ()),
         },
         adapters="oracle",
-        judges=(*FAMILIES["norm"], *FAMILIES["gemm"], *FAMILIES["gqa"]),
+        judges=(*FAMILIES["norm"], *FAMILIES["gemm"]),
         runs={"*": "float64 formulas of this project"},
     ),
 )
