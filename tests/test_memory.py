@@ -90,9 +90,10 @@ class TestFree:
     @pytest.mark.parametrize(
         ("workers", "free", "held", "expected"),
         [
-            pytest.param(1, 139, 0, 126, id="alone: all but what contexts and workspaces take"),
+            pytest.param(1, 139, 0, 125.1, id="alone: all but what contexts and workspaces take"),
             pytest.param(5, 60, 0, 25.2, id="an even share, though more is free at the moment"),
-            pytest.param(5, 10, 8, 18, id="no more than is free and what its allocator holds"),
+            pytest.param(5, 10, 8, 16.2, id="no more than is free and what its allocator holds, but for workspaces"),
+            pytest.param(1, 121, 0, 108.9, id="alone, others not gone yet: 120 GiB do not fit into 121"),
         ],
     )
     def test_workers_share_a_gpu(

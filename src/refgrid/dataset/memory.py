@@ -20,7 +20,7 @@ _INPUTS, _OUTPUTS = 2, 3
 # cache. tests/test_peak_memory.py holds them to it.
 _WORK, _MOST_WORK = 4, 2 * 2**30
 _WIDER = 4  # bfloat16 as float64
-# Of a GPU's memory, what the CUDA context and the libraries' workspaces leave.
+# Of a GPU's memory, be it all or what others leave, what the CUDA context and the libraries' workspaces leave.
 _SHARE_OF_GPU = 0.9
 
 # Set by the lease of a GPU: how many workers have one on it.
@@ -105,12 +105,12 @@ def _bytes(spec: TensorSpec, axes: Mapping[str, int]) -> float:
 
 
 def _free_on_gpu() -> float:
-    """Workers share a GPU evenly; what this one's allocator holds is free for its next case."""
+    """Workers share a GPU evenly; what this one's allocator holds is free for its next case, but for workspaces."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
     workers = int(os.environ.get(WORKERS_ON_GPU, "1"))
-    return float(min(share_of_gpu(total, workers), free + torch.cuda.memory_reserved()))
+    return min(share_of_gpu(total, workers), share_of_gpu(free + torch.cuda.memory_reserved(), 1))
 
 
 @cache
