@@ -31,11 +31,17 @@ from refgrid.proving.workbench import Workbench
 from refgrid.records.record import now
 from refgrid.sources import Sources
 
-# What sources that have nothing to do with each other share: PyTorch's operators and its kernels for them, BLAS, CUB.
+# What sources that have nothing to do with each other share: PyTorch's operators and its kernels for them (the last four
+# are repeat_interleave, arange, softmax and the scaling of a product), BLAS, CUB. And our operator that hands on to
+# whichever backend was asked for.
 _ELEMENTARY = re.compile(
     r"(aten|prims?|c10|at|at_cuda_detail|cub|thrust|cublas\w*|internal::gemvx)::|cutlass::Kernel2?<cutlass_\d+_"
     r"|nvjet_|cutlass_\d+_|sm\d+_xmma_|(volta|turing|ampere|hopper)_\w*gemm|gem[mv]|splitK|dot_kernel|reduce_1Block"
+    r"|(compute_cuda_kernel|elementwise_kernel_with_index|softmax_warp_forward|scal_kernel)$"
+    r"|refgrid::grouped_attn_(forward|backward)$"
 )
+# A kernel that ends what others began, which two truths may have in common: told, and no finding.
+_PARTS = {"flashinfer::PersistentVariableLengthMergeStatesKernel": "merges what blocks of keys came to"}
 # Operators that are an op of ours, or most of one: whoever shares one of these shares the kernel.
 _WHOLE = re.compile(r"aten::_?\w*(rms_norm|layer_norm|attention)\w*")
 _LAUNCHERS = ("cutlass::device_kernel", "cutlass::Kernel", "cutlass::Kernel2")  # named by their first argument
@@ -70,7 +76,18 @@ def shortened(name: str) -> str:
 
 def telling(names: Collection[str]) -> set[str]:
     """Those that no two independent sources share."""
-    return {name for name in names if _WHOLE.match(name) or not _ELEMENTARY.match(name)}
+    return {name for name in names if _WHOLE.match(name) or not (_ELEMENTARY.match(name) or name in _PARTS)}
+
+
+def parts(ran: Ran) -> list[str]:
+    """What two sources have in common though each computes the op by a kernel of its own, and what that does."""
+    pairs = [(op, one, other) for (op, one), (its, other) in combinations(sorted(ran), 2) if op == its]
+    return [
+        f"{op}: {one} and {other} both ran {name}, which {does}"
+        for op, one, other in pairs
+        for name, does in _PARTS.items()
+        if name in ran[op, one] and name in ran[op, other]
+    ]
 
 
 def findings(ran: Ran, declared: Callable[[str, str], str]) -> Iterator[str]:
@@ -124,7 +141,8 @@ def main(environment: str, device: str, dataset: Path, file: Path) -> None:
         for op, name in sorted(ran)
     ]
     here = asdict(measure(environment, device, sources.distributions))
-    told = {"environment": here, "date": now(), "findings": found, "unknown": unknown, "observed": rows}
+    told = {"environment": here, "date": now(), "findings": found, "parts": parts(ran), "unknown": unknown}
+    told["observed"] = rows
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     click.echo("\n".join([*found, f"{len(rows)} of an op and a source observed, {len(found)} findings: {file}"]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from observed_kernels import findings, main, observed, shortened, telling
+from observed_kernels import findings, main, observed, parts, shortened, telling
 
 from refgrid.sources import Sources
 from refgrid_groundtruth import Unavailable
@@ -92,6 +92,24 @@ def test_kernels_of_different_ops_and_elementary_ones_are_nothing_shared() -> No
     }
 
 
+def test_operators_of_pytorch_and_our_own_hand_on_and_are_nothing_shared() -> None:
+    names = {"softmax_warp_forward", "elementwise_kernel_with_index", "refgrid::grouped_attn_forward"}
+
+    assert telling({*names, "my_softmax_warp_forward", "softmax_warp_forward_of_mine"}) == {
+        "my_softmax_warp_forward",
+        "softmax_warp_forward_of_mine",
+    }
+
+
+def test_a_part_of_two_sources_is_told_and_is_no_kernel_that_they_share() -> None:
+    merge = "flashinfer::PersistentVariableLengthMergeStatesKernel"
+    ran = {("op", "one"): {"flashinfer::A", merge}, ("op", "two"): {"flashinfer::B", merge}, ("op", "three"): {"C"}}
+
+    assert list(findings(ran, own_name)) == []
+    assert parts(ran) == [f"op: one and two both ran {merge}, which merges what blocks of keys came to"]
+    assert list(findings({**ran, ("op", "two"): {"flashinfer::A", merge}}, own_name))
+
+
 @pytest.mark.parametrize(
     ("name", "short"),
     [
@@ -118,6 +136,7 @@ def test_what_is_declared_today_agrees_with_what_was_observed(file: Path) -> Non
     assert ran
     assert all(ran.values())
     assert list(findings(ran, sources.kernel)) == []
+    assert parts(ran) == told.get("parts", [])
     for row in told["observed"]:
         assert sources.kernel(row["source"], row["op"]) == row["declared"], f"{file.name} is stale: observe it anew"
 
