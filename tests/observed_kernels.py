@@ -31,9 +31,9 @@ from refgrid.proving.workbench import Workbench
 from refgrid.records.record import now
 from refgrid.sources import Sources
 
-# What sources that have nothing to do with each other share: PyTorch's operators and its kernels for them (the last four
-# are repeat_interleave, arange, softmax and the scaling of a product), BLAS, CUB. And our operator that hands on to
-# whichever backend was asked for.
+# What sources that have nothing to do with each other share: PyTorch's operators and its kernels for them (the last
+# four are repeat_interleave, arange, softmax and the scaling of a product), BLAS, CUB. And our operator that hands on
+# to whichever backend was asked for.
 _ELEMENTARY = re.compile(
     r"(aten|prims?|c10|at|at_cuda_detail|cub|thrust|cublas\w*|internal::gemvx)::|cutlass::Kernel2?<cutlass_\d+_"
     r"|nvjet_|cutlass_\d+_|sm\d+_xmma_|(volta|turing|ampere|hopper)_\w*gemm|gem[mv]|splitK|dot_kernel|reduce_1Block"
