@@ -114,7 +114,9 @@ class TestSlots:
 
     def test_a_child_of_a_process_that_died_does_not_keep_its_slot(self, tmp_path: Path, another: Start) -> None:
         spawn = "import subprocess; subprocess.Popen(['sleep', '30'], close_fds=False)"
-        fork = "import os; pid = os.fork(); pid or (time.sleep(30), os._exit(0))"
+        # A child closes the lock when it has begun: the holder waits for its word, as it is killed at once.
+        told = "import os; heard, say = os.pipe()"
+        fork = f"{told}; os.fork() or (os.write(say, b'.'), time.sleep(30), os._exit(0)); os.read(heard, 1)"
         for then in (spawn, fork):
             holder = another(1, "FAKE-0", then=then)
             assert got(holder) == "FAKE-0"
