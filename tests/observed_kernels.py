@@ -141,8 +141,8 @@ def main(environment: str, device: str, dataset: Path, file: Path) -> None:
         for op, name in sorted(ran)
     ]
     here = asdict(measure(environment, device, sources.distributions))
-    told = {"environment": here, "date": now(), "findings": found, "parts": parts(ran), "unknown": unknown}
-    told["observed"] = rows
+    seen = {"findings": found, "parts": parts(ran), "unknown": unknown, "observed": rows}
+    told = {"environment": here, "date": now(), **seen}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     click.echo("\n".join([*found, f"{len(rows)} of an op and a source observed, {len(found)} findings: {file}"]))
