@@ -296,6 +296,18 @@ def wide_as(told: dict[str, float], dtype: str = "bfloat16") -> Row:
     return widened(row, seen([run], known)["lib on cuda", "some_op", dtype, "y"])
 
 
+@pytest.mark.parametrize(("median", "found"), [(0.025, 0.4), (0.02, None)])
+def test_rows_that_cancel_have_no_bound_since_no_draws_give_one(median: float, found: float | None) -> None:
+    """mamba_ssu_decode beside transformers: a head whose norm is a two hundredth of the others' came in draw 2005."""
+    told = measured(reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(0.2, 0))
+    told["measured"][-1]["row"] = [median, 0.03, 0.1, 0.2]
+
+    (row,) = derived(told)
+
+    assert (row.row_norm, row.row_needed) == (found, 0.2)
+    assert ("rows cancel: 0.2 of a norm at most, 0.02 in the median" in row.provenance) == (found is None)
+
+
 def test_a_bound_of_rows_that_is_kept_by_hand_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refgrid.calibration.derive.uncalibrated", lambda *_: Tolerance(8e-3, 1e-2, row_norm=0.1))
 
