@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from grouped_bench.context_parallel import attention_of_rank
 from grouped_bench.shapes import HEAD_DIM, Piece, Shape
 from refgrid_solutions.grouped_attention import CAUSAL, GroupedAttnPlan, grouped_flash_attn_func, plan_grouped_attn
 from refgrid_solutions.grouped_attention.backends import refusal
@@ -25,7 +26,6 @@ _SAME = 2e-2
 _PAGE = 16
 
 Call = Callable[[], torch.Tensor]
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ def backward_ways(of: Problem, backends: Sequence[str] = BACKENDS) -> tuple[dict
     for name in (name for name in backends if name not in refused):
         ways[f"{name}: grouped"] = _both(of, partial(_grouped, plan=plan, name=name))
         ways[f"{name}: launches in order"] = _both(of, partial(_in_order, name=name))
+        if of.q.is_cuda:
+            ways[f"{name}: a stream each"] = _both(of, partial(_on_streams, name=name))
         ways[f"{name}: dense, as many FLOPs"] = _both(_dense_problem(of, plan), partial(_whole, name=name))
+    if of.q.is_cuda and of.shape.world > 1:
+        ways["PyTorch: context parallel"] = _both(of, _context_parallel)
     demand_equal(ways)
     return ways, refused
 
@@ -173,54 +177,7 @@ def _both(of: Problem, way: Callable[[Problem], Call]) -> Call:
 
 
 def _context_parallel(of: Problem) -> Call:
-    """What PyTorch's head-tail context parallelism launches on this rank, without the exchange: a call a shard, merged.
-
-    Of its own shard a rank sees the causal part, of an earlier rank's the first half with all rows, of a later rank's
-    all with the second half of its rows.
-    """
-    world, rank, chunk = of.shape.world, of.shape.rank, len(of.q) // 2
-    parts = []
-    for number in range(world):
-        k, v = _shard(of, number, chunk, world)
-        rows, keys = slice(chunk if number > rank else 0, None), slice(chunk if number < rank else None)
-        parts.append((rows, _flash(of.q[rows], k[keys], v[keys], causal=number == rank)))
-
-    def run() -> torch.Tensor:
-        out = torch.zeros(of.q.shape, dtype=torch.float32, device=of.q.device)
-        lse = torch.full((of.q.shape[1], len(of.q)), -math.inf, device=of.q.device)
-        for rows, call in parts:
-            _merge(out[rows], lse[:, rows], *call())
-        return out.to(of.q.dtype)
-
-    return run
-
-
-def _shard(of: Problem, number: int, chunk: int, world: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys of another rank: chunks that this rank sees none of are not in `of`, and their values do not matter."""
-    parts = [slice(n * chunk, (n + 1) * chunk) for n in (number, 2 * world - 1 - number)]
-
-    def cut(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor[part] if part.stop <= len(tensor) else tensor[:chunk] for part in parts])
-
-    return cut(of.k), cut(of.v)
-
-
-def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool) -> Callable[[], Pair]:
-    ends = [torch.tensor([0, len(each)], dtype=torch.int32).to(q.device) for each in (q, k)]
-
-    def run() -> Pair:
-        out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *ends, len(q), len(k), 0.0, causal, False)
-        return out, lse
-
-    return run
-
-
-def _merge(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: torch.Tensor) -> None:
-    total = torch.logaddexp(lse, more_lse)
-    for each, share in ((out, lse), (more, more_lse)):
-        weight = (share - total).exp().nan_to_num(0.0).t()[..., None]
-        out.copy_(out * weight if each is out else out + more * weight)
-    lse.copy_(total)
+    return attention_of_rank(of.shape.world, of.shape.rank, of.q, of.k, of.v)
 
 
 def _unpaged(of: Problem) -> str:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -87,28 +87,50 @@ def test_the_dense_call_has_as_many_visible_pairs() -> None:
     assert dense.plan(dense.shape.pieces).forward_flops == pytest.approx(plan.forward_flops, rel=0.03)
 
 
-@pytest.mark.parametrize("rank", range(4))
-def test_a_context_parallel_rank_computes_the_same_rows(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With PyTorch's formula in place of its CUDA kernel; the shards, the masks and the merge are the way's own."""
-    monkeypatch.setattr(ways_module, "_flash", _formula)
-    shape = zigzag("8B", 64, 4, rank)
-    of = problem(shape, CPU, torch.float32)
-
-    found = ways_module._context_parallel(of)()
-
-    torch.testing.assert_close(found, forward_ways(of, ["reference"])[0]["reference: grouped"]())
+@pytest.fixture
+def naive_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's formulas in place of its CUDA kernels."""
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", _forward)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", _backward)
 
 
-def _formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool) -> object:
-    def run() -> tuple[torch.Tensor, torch.Tensor]:
-        wide = [each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v)]
-        scores = torch.einsum("qhd,khd->hqk", q, wide[0]) / math.sqrt(q.shape[2])
-        if causal:
-            hidden = torch.ones(len(q), len(k), dtype=torch.bool).triu(1 + len(k) - len(q))
-            scores = scores.masked_fill(hidden, -math.inf)
-        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), wide[1]), scores.logsumexp(-1)
+def _forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: object) -> tuple[torch.Tensor, torch.Tensor]:
+    scores, _, values = _scores(q, k, v, causal=others[5] is True)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values), scores.logsumexp(-1)
 
-    return run
+
+def _backward(dout: torch.Tensor, *saved: Any) -> list[torch.Tensor]:
+    """Of one launch's share of rows whose out and lse are those of all launches."""
+    q, k, v, out, lse, *others = saved
+    scores, keys, values = _scores(q, k, v, causal=others[5] is True)
+    weights = (scores - lse[..., None]).exp()
+    through = torch.einsum("qhd,khd->hqk", dout, values) - (dout * out).sum(-1).t()[..., None]
+    steps = weights * through / math.sqrt(dout.shape[2])
+    dq = torch.einsum("hqk,khd->qhd", steps, keys)
+    wide = (torch.einsum("hqk,qhd->khd", each, rows) for each, rows in ((steps, q), (weights, dout)))
+    return [dq, *(each.unflatten(1, (k.shape[1], -1)).sum(2) for each in wide)]
+
+
+def _scores(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    keys, values = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q, keys) / math.sqrt(q.shape[2])
+    hidden = torch.ones(len(q), len(k), dtype=torch.bool).triu(1 + len(k) - len(q))
+    return scores.masked_fill(hidden & torch.tensor(causal), -math.inf), keys, values
+
+
+@pytest.mark.usefixtures("naive_flash")
+@pytest.mark.parametrize("make", [forward_ways, backward_ways])
+@pytest.mark.parametrize(("world", "rank"), [(1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
+def test_a_context_parallel_rank_computes_the_same(world: int, rank: int, make: object) -> None:
+    """The shards, the masks, the merge and where gradients go are the way's own."""
+    of = problem(zigzag("8B", 64, world, rank), CPU, torch.float32)
+    way = ways_module._context_parallel
+
+    found = (way(of) if make is forward_ways else ways_module._both(of, way))()
+
+    torch.testing.assert_close(found, make(of, ["reference"])[0]["reference: grouped"]())  # type: ignore[operator]
 
 
 def test_key_bytes_are_those_of_the_union_and_of_every_read() -> None:
