@@ -35,7 +35,6 @@ class Seen:
     met_rtol: float = 0.0
     comparisons: int = 0
     measured: int = 0  # comparisons of which the atol that they need is known, and not only that no more is needed
-    own: bool = False  # compared with the reference; otherwise others disagreed about an output that it may not give
     runs: set[str] = field(default_factory=set)
 
 
@@ -66,19 +65,18 @@ def _needed(comparison: Mapping[str, Any]) -> float:
 
 
 def seen(runs: Iterable[Run], dataset: DataSet) -> dict[tuple[str, str, str, str], Seen]:
-    """By truth, op, dtype and output; of matches only, and of what sources differ by from each other too."""
+    """By truth, op, dtype and output; of matches with the reference only.
+
+    What two truths differ by says nothing of either: the less precise one may be as far from every other. Rows allow
+    each twice what it needs beside the reference, so that two are held to no less than what they differ by through it.
+    """
     found: dict[tuple[str, str, str, str], Seen] = defaultdict(Seen)
     for run in runs:
         device = run.header.environment.device
-        serving = defaultdict(set)
-        for case in run.header.planned:
-            serving[case.op].add(case.source)
         for outcome, output, dtype, comparison in comparisons(run, dataset):
-            if outcome.verdict.value == "match" and device == "cuda":
-                case = outcome.case
-                for source in [case.source] if case.source else sorted(each for each in serving[case.op] if each):
-                    key = (f"{source} on {device}", case.op, dtype, output)
-                    _take(found, key, comparison, run, own=bool(case.source))
+            case = outcome.case
+            if case.source and outcome.verdict.value == "match" and device == "cuda":
+                _take(found, (f"{case.source} on {device}", case.op, dtype, output), comparison, run)
     return found
 
 
@@ -87,20 +85,15 @@ def _take(
     key: tuple[str, str, str, str],
     comparison: Mapping[str, Any],
     run: Run,
-    *,
-    own: bool,
 ) -> None:
-    """Where two truths disagree, another tolerance than this one's limit was that of the other, and tells nothing.
+    """Keep apart of what a calibrated row let match that it needs no more than that row: doubled, it would grow.
 
-    Of what a calibrated row let match it is kept apart that it needs no more than that row: doubled, it would grow each
-    time. What is known to be needed does not.
+    What is known to be needed does not grow each time.
     """
     truth, op, dtype, output = key
     allowed = uncalibrated(op, dtype, output, truth)
     atol, rtol, share = (float(comparison[name]) for name in ("atol", "rtol", "headroom"))
     under_its_limit = (atol, rtol) == (allowed.atol, allowed.rtol)
-    if not (under_its_limit or own):
-        return
     kept, needed, most = found[key], _needed(comparison), min(float(comparison["max_abs_error"]), share * atol)
     # Beside another rtol something else is needed, and of what is rounded to nothing less rtol shrinks, too.
     is_known = not math.isnan(needed) and rtol == allowed.rtol and dtype not in _ROUNDED_TO_NOTHING_LESS
@@ -109,11 +102,10 @@ def _take(
         kept.headroom = max(kept.headroom, share if under_its_limit else 0.0)
     else:
         kept.met_atol, kept.met_rtol = max(kept.met_atol, most), max(kept.met_rtol, share * rtol)
-    if own and comparison.get("rows"):
+    if comparison.get("rows"):
         kept.row = max(kept.row, float(comparison["rows"]["error"]))
     kept.comparisons += 1
     kept.measured += is_known
-    kept.own = kept.own or own
     kept.runs.add(f"{run.header.environment.title}, {run.header.started[:10]}")
 
 
@@ -123,14 +115,14 @@ def tightened(found: Mapping[tuple[str, str, str, str], Seen]) -> Iterator[Row]:
         truth, op, dtype, output = key
         allowed = uncalibrated(op, dtype, output, truth)
         proven = _proven(key, each)
-        if each.own and 0 < proven.atol <= WORTH * allowed.atol:
+        if 0 < proven.atol <= WORTH * allowed.atol:
             told = f"{each.comparisons} comparisons in {', '.join(sorted(each.runs))}"
             yield Row(*key, proven.atol, proven.rtol, None, each.atol, None, None, None, allowed.atol, told)
 
 
 def widened(row: Row, each: Seen | None) -> Row:
     """A row of draws, which are small, made as wide as records of all sizes need; never wider than tolerance.toml."""
-    if each is None or not each.own:
+    if each is None:
         return row
     proven = _proven((row.truth, row.op, row.dtype, row.output), each)
     row_norm = None if row.row_norm is None else max(row.row_norm, rounded_up(MARGIN * each.row))
