@@ -110,6 +110,12 @@ def test_what_is_written_reads_back_equal_and_has_one_line_a_mutant(tmp_path: Pa
     assert "no mutant was held to this: gemm\\_n1 m1, torch: crash" in page.read_text()
 
 
+def test_the_page_sums_up_each_device_in_a_line_of_its_own(tmp_path: Path) -> None:
+    page, _ = write_files(merged(ON_CPU, report(CUDA, {GPU.id: CAUGHT}), TABLE), tmp_path)
+
+    assert {"- cpu small: 2 caught.", "- cuda small: 1 caught."} <= set(page.read_text().splitlines())
+
+
 def test_a_report_without_mutants_is_json_too() -> None:
     data = to_dict(Report((), (), CHECKS))
 
