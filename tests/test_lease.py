@@ -238,7 +238,7 @@ from refgrid.running.devices import Device
 from refgrid.running.lease import this_process, try_lease
 folder, alone = Path(sys.argv[1]), sys.argv[2] == "alone"
 lease = try_lease([Device("FAKE-0", "fake GPU", 2**34)], 3, folder, this_process("a turn", "now"))
-lease.begin_use(alone=alone)
+lease.begin_use(alone=alone, before_waiting=lambda: print("waits", flush=True))
 print("began", flush=True)
 sys.stdin.readline()
 lease.end_use()
@@ -291,6 +291,7 @@ class TestTurns:
         large = process("alone")
         assert within_a_minute(lambda: self.state(tmp_path, "turn") == "taken")  # it waits behind a shut turnstile
         late = process("small")
+        assert got(late) == "waits"  # and gives up what memory it holds
         assert self.state(tmp_path, "use") == "shared"
 
         self.go_on(small)
@@ -298,6 +299,21 @@ class TestTurns:
         assert self.state(tmp_path, "use") == "taken"
         self.go_on(large)
         assert got(late) == "began"
+
+    def test_a_turnstile_that_another_passes_is_no_reason_to_give_up_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lease = try_lease([Device("FAKE-0", "fake GPU", 2**34)], 3, tmp_path, this_process("a turn", "now"))
+        assert lease
+        passing = Lock(tmp_path / "FAKE-0.turn")
+        assert passing.take()
+        monkeypatch.setattr("refgrid.running.lease.time.sleep", lambda _: passing.release())
+
+        lease.begin_use(alone=False, before_waiting=pytest.fail)
+
+        assert self.state(tmp_path, "use") == "shared"
+        lease.release()
+        passing.close()
 
     @pytest.mark.parametrize("waiting", [False, True])
     def test_a_large_case_that_dies_frees_the_device(self, tmp_path: Path, process: Start, waiting: bool) -> None:
@@ -318,6 +334,6 @@ class TestTurns:
         lease = take(tmp_path)
         assert lease
 
-        lease.begin_use(alone=True)
+        lease.begin_use(alone=True, before_waiting=pytest.fail)
 
         assert self.state(tmp_path, "use") == "free"

@@ -15,6 +15,10 @@ import pytest
 from refgrid.dataset import memory, smaller
 from refgrid.dataset.constraint import Constraint
 from refgrid.dataset.definition import Axis, DataSet, Definition, TensorSpec, load_dataset
+from refgrid.proving.finding import Finding
+from refgrid.proving.workbench import Workbench
+from refgrid.records.record import Verdict
+from refgrid.sources import Sources
 
 GIB, MIB = 2**30, 2**20
 
@@ -218,3 +222,48 @@ def _fits(made: Definition, limit: float) -> Callable[[dict[str, int]], bool]:
 def _broken(text: str, axes: dict[str, int]) -> str:
     constraint = Constraint(text)
     return constraint.fault(axes) if set(constraint.names) <= set(axes) else ""
+
+
+class TestRoomOnAGpu:
+    """What a library takes beside what is held, and what a worker leaves to another; no GPU is here."""
+
+    @pytest.fixture
+    def bench(self) -> Workbench:
+        provider: Any = SimpleNamespace(SOURCES=(SimpleNamespace(name="oracle", ops=("op",)),), REFEREE="oracle")
+        return Workbench(DataSet(Path(), {}, {}), Sources((provider,)), "cuda")
+
+    @pytest.mark.parametrize(
+        ("source", "more", "asked"), [("lib", 3.9 * MIB, False), ("lib", 4 * MIB, True), ("oracle", 0, True)]
+    )
+    def test_a_library_is_asked_only_where_its_own_copy_of_the_weights_fits(
+        self, bench: Workbench, source: str, more: float, monkeypatch: pytest.MonkeyPatch, *, asked: bool
+    ) -> None:
+        """The oracle goes through them as they are."""
+        made = definition()
+        laid: Any = SimpleNamespace(op="op", definition=made, axes=made.axis_values(AXES))
+        free = memory.bytes_needed(made, laid.axes) + more
+        monkeypatch.setattr(memory, "bytes_free", lambda *_: free)
+
+        if asked:
+            bench._demand_room(laid, source)
+            return
+        with pytest.raises(Finding) as caught:
+            bench._demand_room(laid, source)
+        assert caught.value.verdict is Verdict.NOT_RUN
+        assert str(caught.value).startswith("lib may lay weights of 4.0 MiB out once more, beside the two copies")
+        assert f"{memory.told_bytes(free)} are free for this worker" in str(caught.value)
+
+    @pytest.mark.parametrize(("held", "left"), [(5 * GIB, True), (3 * GIB, False)])
+    def test_who_waits_for_one_that_runs_alone_leaves_it_much_memory_and_keeps_little(
+        self, bench: Workbench, held: int, monkeypatch: pytest.MonkeyPatch, *, left: bool
+    ) -> None:
+        import torch
+
+        cleared: list[bool] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: held)
+        monkeypatch.setattr(bench, "clear", lambda: cleared.append(True))
+
+        bench.lighten()
+
+        assert cleared == [True] * left

@@ -51,6 +51,11 @@ def bytes_needed(definition: Definition, axes: Mapping[str, int]) -> float:
     return _INPUTS * (weight_bytes(definition) + inputs) + _OUTPUTS * outputs + work
 
 
+def bytes_laid_out_anew(definition: Definition, axes: Mapping[str, int]) -> float:
+    """The same where a library lays the weights out once more, in the order that its kernels want."""
+    return bytes_needed(definition, axes) + weight_bytes(definition)
+
+
 def bytes_in_float64(definition: Definition, axes: Mapping[str, int]) -> float:
     """The same for a formula that computes everything in float64."""
     return _WIDER * bytes_needed(definition, axes)

@@ -69,6 +69,10 @@ class Prover:
         """From what to what the last case's axes were cut, so that it fits into memory."""
         return self._bench.shrunk
 
+    def lighten(self) -> None:
+        """Let go of the memory that the last case's workload takes, if it is much."""
+        self._bench.lighten()
+
     def clear(self) -> None:
         """Let go of the memory that the last case's workload takes."""
         self._bench.clear()

@@ -113,6 +113,11 @@ class Workbench:
             bench.truths.pop(source, None)
         self._planted = dict(adapters)
 
+    def lighten(self) -> None:
+        """Let go of all memory if it is much: what small cases keep is worth more to them than to others."""
+        if torch.cuda.is_available() and torch.cuda.memory_reserved() > _KEPT_BYTES:
+            self.clear()
+
     def clear(self) -> None:
         """Let go of all memory, for others on the device."""
         self._weights.clear()
@@ -183,6 +188,7 @@ class Workbench:
         """The same, computed anew."""
         with self.timed("source"):  # once a process: import, probe, self-test, compilation
             adapter = self._planted.get(source) or self.sources.adapter(source, case.op, self.device)
+        self._demand_room(bench, source)
         constants = constants_of(adapter, bench.definition)
         with self.timed("truth"):
             given = dict(self._on_copies(source, bench, lambda inputs: adapter(**inputs, **constants)))
@@ -197,6 +203,18 @@ class Workbench:
         demand_dtypes(source, numbers, bench)
         with self.timed("truth"):
             return {**given, **_draws(source, bench, lambda inputs: adapter(**inputs, **constants), laws)}
+
+    def _demand_room(self, bench: Laid, source: str) -> None:
+        """On a GPU libraries lay weights out for their kernels, beside those that are held; a referee does not."""
+        if self.device != "cuda" or source in self.sources.exact(bench.op):
+            return
+        wanted = memory.bytes_laid_out_anew(bench.definition, bench.axes)
+        free = memory.bytes_free(self.device, self.limit)
+        if wanted > free:
+            weights = memory.told_bytes(memory.weight_bytes(bench.definition))
+            told = f"{source} may lay weights of {weights} out once more, beside the two copies that are held"
+            needed = f"{memory.told_bytes(wanted)} in all; {memory.told_bytes(free)} are free for this worker"
+            raise Finding(Verdict.NOT_RUN, f"{told}: {needed}")
 
     def referee(self, bench: Laid) -> Tensors:
         """What each output should be, float64 from the first step to the last, so finer than the definition's dtype.

@@ -140,6 +140,11 @@ class Grid:
 
         return Prover(self.dataset, self.sources, self.device, self._config.getoption("--memory"))
 
+    def lighten(self) -> None:
+        """Leave much memory to a worker that has the device to itself; little is kept for the next case here."""
+        if "prover" in self.__dict__:  # made, so that it may hold some
+            self.prover.lighten()
+
     def cases_for(self, contract: type[ReferenceContract], method: str, file: Path) -> list[Case]:
         """The cases of one method of one test class, limited to the sizes asked for."""
         sizes = self._config.getoption("--test-sizes") or contract.test_sizes or _DEFAULT_SIZES

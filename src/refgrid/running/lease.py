@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -25,6 +25,8 @@ from refgrid.running.devices import VISIBLE, Device
 
 # Not tempfile's own choice, which users and jobs set as they like (TMPDIR): all must meet in one folder.
 FOLDER = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "refgrid-leases"  # noqa: S108
+
+_MOMENT = 0.01  # seconds: a turnstile that is passed is shut for less
 
 
 class LeaseError(RuntimeError):
@@ -75,16 +77,24 @@ class Lease:
         """Show this process its device alone, under its UUID, and tell it how many share it."""
         self._set({VISIBLE: self.device.uuid, WORKERS_ON_GPU: str(self.slots)})
 
-    def begin_use(self, *, alone: bool) -> None:
+    def begin_use(self, *, alone: bool, before_waiting: Callable[[], None]) -> None:
         """Wait until a case may begin: alone, when no other one runs on the device; else, while none runs alone.
 
         Whoever waits for the others to end keeps the turnstile shut, so that no stream of small cases passes it by.
+        `before_waiting` is called where it stays shut: the device's memory is another's then.
         """
         if self.slots > 1:
-            self._turn.take(wait=True)
+            if not self._turn.take() and not self._taken_soon():
+                before_waiting()
+                self._turn.take(wait=True)
             self._use.take(wait=True, shared=not alone)
             self._turn.release()
             os.environ[WORKERS_ON_GPU] = "1" if alone else str(self.slots)
+
+    def _taken_soon(self) -> bool:
+        """Whether the turnstile was shut for a moment only, by one that passed it."""
+        time.sleep(_MOMENT)
+        return self._turn.take()
 
     def end_use(self) -> None:
         """The case has ended."""

@@ -6,7 +6,7 @@ import zlib
 
 from refgrid.dataset.case import Case, definition_of
 from refgrid.dataset.definition import DataSet
-from refgrid.dataset.memory import bytes_needed
+from refgrid.dataset.memory import bytes_laid_out_anew
 
 Unit = tuple[str, str, str, int]
 
@@ -30,4 +30,4 @@ def bytes_of(dataset: DataSet, case: Case) -> float:
         return 0.0
     definition = definition_of(dataset, case)
     workload = next(w for w in dataset.workloads[case.definition] if w.uuid == case.workload)
-    return bytes_needed(definition, definition.axis_values(workload.axes))
+    return bytes_laid_out_anew(definition, definition.axis_values(workload.axes))

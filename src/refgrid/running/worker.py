@@ -176,7 +176,7 @@ class Worker:
             return
         if self._alone is None:
             large = bytes_of(self._grid.dataset, case) > share_of_gpu(self._lease.device.memory, self._lease.slots)
-            self._lease.begin_use(alone=large)
+            self._lease.begin_use(alone=large, before_waiting=self._grid.lighten)
             self._alone = unit_of(case) if large else None
         try:
             yield
