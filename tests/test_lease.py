@@ -295,8 +295,17 @@ class TestTurns:
         assert self.state(tmp_path, "use") == "shared"
 
         self.go_on(small)
-        assert got(large) == "began"
+        assert [got(large), got(large)] == ["waits", "began"]
         assert self.state(tmp_path, "use") == "taken"
+        self.go_on(large)
+        assert got(late) == "began"
+
+    def test_whoever_comes_while_a_large_case_runs_gives_up_memory_before_it_waits(self, process: Start) -> None:
+        large = process("alone")
+        assert got(large) == "began"
+        late = process("small")
+
+        assert got(late) == "waits"
         self.go_on(large)
         assert got(late) == "began"
 

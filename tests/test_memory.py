@@ -18,6 +18,7 @@ from refgrid.dataset.definition import Axis, DataSet, Definition, TensorSpec, lo
 from refgrid.proving.finding import Finding
 from refgrid.proving.workbench import Workbench
 from refgrid.records.record import Verdict
+from refgrid.running.grid import Grid
 from refgrid.sources import Sources
 
 GIB, MIB = 2**30, 2**20
@@ -233,13 +234,20 @@ class TestRoomOnAGpu:
         return Workbench(DataSet(Path(), {}, {}), Sources((provider,)), "cuda")
 
     @pytest.mark.parametrize(
-        ("source", "more", "asked"), [("lib", 3.9 * MIB, False), ("lib", 4 * MIB, True), ("oracle", 0, True)]
+        ("source", "width", "more", "asked"),
+        [
+            pytest.param("lib", 2**14, 1.9 * GIB, False, id="no"),
+            pytest.param("lib", 2**14, 2 * GIB, True, id="it does"),
+            pytest.param("oracle", 2**14, 0, True, id="the oracle goes through them as they are"),
+            pytest.param("lib", 2**10, 0, True, id="small ones are among what workspaces are left"),
+        ],
     )
     def test_a_library_is_asked_only_where_its_own_copy_of_the_weights_fits(
-        self, bench: Workbench, source: str, more: float, monkeypatch: pytest.MonkeyPatch, *, asked: bool
+        self, bench: Workbench, source: str, width: int, more: float, monkeypatch: pytest.MonkeyPatch, *, asked: bool
     ) -> None:
-        """The oracle goes through them as they are."""
-        made = definition()
+        small = definition()
+        weight = TensorSpec(("d", "d"), "float64")
+        made = replace(small, axes={**small.axes, "d": Axis("const", width)}, inputs={**small.inputs, "weight": weight})
         laid: Any = SimpleNamespace(op="op", definition=made, axes=made.axis_values(AXES))
         free = memory.bytes_needed(made, laid.axes) + more
         monkeypatch.setattr(memory, "bytes_free", lambda *_: free)
@@ -250,7 +258,7 @@ class TestRoomOnAGpu:
         with pytest.raises(Finding) as caught:
             bench._demand_room(laid, source)
         assert caught.value.verdict is Verdict.NOT_RUN
-        assert str(caught.value).startswith("lib may lay weights of 4.0 MiB out once more, beside the two copies")
+        assert str(caught.value).startswith("lib may lay weights of 2.0 GiB out once more, beside two copies")
         assert f"{memory.told_bytes(free)} are free for this worker" in str(caught.value)
 
     @pytest.mark.parametrize(("held", "left"), [(5 * GIB, True), (3 * GIB, False)])
@@ -267,3 +275,13 @@ class TestRoomOnAGpu:
         bench.lighten()
 
         assert cleared == [True] * left
+
+    def test_who_has_proven_nothing_yet_holds_nothing_and_imports_no_torch_for_it(self) -> None:
+        grid, asked = Grid(SimpleNamespace()), list[bool]()  # type: ignore[arg-type] # asked for nothing
+
+        grid.lighten()
+        assert "prover" not in vars(grid)
+        vars(grid)["prover"] = SimpleNamespace(lighten=lambda: asked.append(True))
+        grid.lighten()
+
+        assert asked == [True]

@@ -81,6 +81,13 @@ def told_lack(definition: Definition, free: float) -> str:
     return f"{what}; {told_bytes(free)} are free for this worker"
 
 
+def told_lack_for(source: str, definition: Definition, axes: Mapping[str, int], free: float) -> str:
+    """Why a library cannot be asked, which lays weights out anew."""
+    weights, wanted = weight_bytes(definition), bytes_laid_out_anew(definition, axes)
+    copies = f"{source} may lay weights of {told_bytes(weights)} out once more, beside two copies here"
+    return f"{copies}: {told_bytes(wanted)} in all; {told_bytes(free)} are free for this worker"
+
+
 def parse_bytes(text: str) -> float:
     """2GiB, 512MiB or a plain number of bytes; raises ValueError for anything else."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]iB|B)?", text.strip(), re.IGNORECASE)

@@ -81,13 +81,17 @@ class Lease:
         """Wait until a case may begin: alone, when no other one runs on the device; else, while none runs alone.
 
         Whoever waits for the others to end keeps the turnstile shut, so that no stream of small cases passes it by.
-        `before_waiting` is called where it stays shut: the device's memory is another's then.
+        `before_waiting` is called once where it stays shut or one runs alone: the device's memory is that one's then.
         """
         if self.slots > 1:
-            if not self._turn.take() and not self._taken_soon():
+            waits = not self._turn.take() and not self._taken_soon()
+            if waits:
                 before_waiting()
                 self._turn.take(wait=True)
-            self._use.take(wait=True, shared=not alone)
+            if not self._use.take(shared=not alone):
+                if not waits:
+                    before_waiting()
+                self._use.take(wait=True, shared=not alone)
             self._turn.release()
             os.environ[WORKERS_ON_GPU] = "1" if alone else str(self.slots)
 
