@@ -22,9 +22,10 @@ from refgrid.calibration.report import report
 from refgrid.calibration.rounding import FLOAT64, FORMULA, REFERENCE, UNIT
 from refgrid.calibration.table import measurements, rows
 from refgrid.cli import main
+from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet, load_dataset
 from refgrid.proving.tolerance import CALIBRATED, Tolerance, calibrated, looser, tolerance_for, uncalibrated
-from refgrid.records.record import Run, read_runs
+from refgrid.records.record import Outcome, Run, Verdict, read_runs
 from refgrid.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,6 +202,36 @@ def test_a_table_that_is_too_tight_is_contradicted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("refgrid.calibration.evidence.tolerance_for", lambda *_: Tolerance(1e-9, 1e-9))
 
     assert len(contradicted(committed(), dataset())) > 1000
+
+
+@pytest.mark.parametrize(("needed", "told"), [(1e-4, []), (1.1e-4, ["d-w-agreement"])])
+def test_two_that_agreed_are_held_to_the_looser_of_their_rows(
+    needed: float, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of the plan gives y alone, so that the other two's z was held against nothing."""
+    loose = {"b on cuda": Tolerance(1e-4, 1e-2)}
+    monkeypatch.setattr(
+        "refgrid.calibration.evidence.tolerance_for", lambda *key: loose.get(key[-1], Tolerance(1e-6, 1e-2))
+    )
+
+    def compared(output: str, atol: float) -> dict[str, Any]:
+        same = {"max_abs_error": 0.5, "headroom": 0.9, "atol": 8e-3, "rtol": 1e-2, "nonfinite_mismatches": 0}
+        return {"output": output, "needed_atol": atol, **same}
+
+    def ended(source: str | None, *found: dict[str, Any]) -> Outcome:
+        check: Any = "numerics" if source else "agreement"
+        return Outcome(Case("d", "op", "op", "w", check, source), Verdict.MATCH, comparisons=found)
+
+    ours = [ended("a", compared("y", 0)), ended("c", compared("y", 0), compared("z", 0))]
+    theirs = ended("b", compared("y", 1e-4), compared("z", 1e-4))
+    outcomes = [ours[0], theirs, ours[1], ended(None, compared("y", needed), compared("y", 1e-6))]
+    environment = SimpleNamespace(device="cuda")
+    header = SimpleNamespace(environment=environment, planned=[each.case for each in outcomes])
+    run: Any = SimpleNamespace(header=header, outcomes={each.case.id: each for each in outcomes})
+    spec = SimpleNamespace(dtype="bfloat16")
+    known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": spec, "z": spec})})
+
+    assert [line.partition(":")[0] for line in contradicted([run], known)] == told
 
 
 def test_records_tighten_only_what_they_hold_comparisons_of() -> None:

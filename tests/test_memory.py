@@ -13,12 +13,15 @@ import psutil
 import pytest
 
 from refgrid.dataset import memory, smaller
+from refgrid.dataset.case import Case
 from refgrid.dataset.constraint import Constraint
-from refgrid.dataset.definition import Axis, DataSet, Definition, TensorSpec, load_dataset
+from refgrid.dataset.definition import Axis, DataSet, Definition, TensorSpec, Workload, load_dataset
 from refgrid.proving.finding import Finding
-from refgrid.proving.workbench import Workbench
+from refgrid.proving.inputs import Inputs
+from refgrid.proving.workbench import Laid, Workbench
 from refgrid.records.record import Verdict
 from refgrid.running.grid import Grid
+from refgrid.running.units import bytes_of
 from refgrid.sources import Sources
 
 GIB, MIB = 2**30, 2**20
@@ -228,9 +231,16 @@ def _broken(text: str, axes: dict[str, int]) -> str:
 class TestRoomOnAGpu:
     """What a library takes beside what is held, and what a worker leaves to another; no GPU is here."""
 
+    class Asked(Exception):
+        """What the library does here."""
+
+    def asked(self) -> None:
+        raise self.Asked
+
     @pytest.fixture
     def bench(self) -> Workbench:
-        provider: Any = SimpleNamespace(SOURCES=(SimpleNamespace(name="oracle", ops=("op",)),), REFEREE="oracle")
+        table = tuple(SimpleNamespace(name=name, ops=("op",)) for name in ("lib", "oracle"))
+        provider: Any = SimpleNamespace(SOURCES=table, REFEREE="oracle", adapter=lambda *_: self.asked)
         return Workbench(DataSet(Path(), {}, {}), Sources((provider,)), "cuda")
 
     @pytest.mark.parametrize(
@@ -248,18 +258,28 @@ class TestRoomOnAGpu:
         small = definition()
         weight = TensorSpec(("d", "d"), "float64")
         made = replace(small, axes={**small.axes, "d": Axis("const", width)}, inputs={**small.inputs, "weight": weight})
-        laid: Any = SimpleNamespace(op="op", definition=made, axes=made.axis_values(AXES))
+        case = Case(made.name, "op", "op", "w", "numerics", source)
+        laid: Any = Laid("key", "op", made, made.axis_values(AXES), Inputs({}, ""), {})
         free = memory.bytes_needed(made, laid.axes) + more
         monkeypatch.setattr(memory, "bytes_free", lambda *_: free)
 
         if asked:
-            bench._demand_room(laid, source)
+            with pytest.raises(self.Asked):
+                bench.call_truth(laid, case, source)
             return
         with pytest.raises(Finding) as caught:
-            bench._demand_room(laid, source)
+            bench.call_truth(laid, case, source)
         assert caught.value.verdict is Verdict.NOT_RUN
         assert str(caught.value).startswith("lib may lay weights of 2.0 GiB out once more, beside two copies")
         assert f"{memory.told_bytes(free)} are free for this worker" in str(caught.value)
+
+    def test_the_copy_decides_whether_a_case_runs_alone(self) -> None:
+        made, workload = definition(), Workload("w", AXES, {})
+        case = Case(made.name, "op", "op", "w", "shape")
+
+        found = bytes_of(DataSet(Path(), {made.name: made}, {made.name: (workload,)}), case)
+
+        assert found == memory.bytes_needed(made, made.axis_values(AXES)) + 4 * MIB
 
     @pytest.mark.parametrize(("held", "left"), [(5 * GIB, True), (3 * GIB, False)])
     def test_who_waits_for_one_that_runs_alone_leaves_it_much_memory_and_keeps_little(
@@ -277,7 +297,8 @@ class TestRoomOnAGpu:
         assert cleared == [True] * left
 
     def test_who_has_proven_nothing_yet_holds_nothing_and_imports_no_torch_for_it(self) -> None:
-        grid, asked = Grid(SimpleNamespace()), list[bool]()  # type: ignore[arg-type] # asked for nothing
+        nothing: Any = SimpleNamespace()
+        grid, asked = Grid(nothing), list[bool]()
 
         grid.lighten()
         assert "prover" not in vars(grid)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -123,14 +124,14 @@ def _scores(
 @pytest.mark.usefixtures("naive_flash")
 @pytest.mark.parametrize("make", [forward_ways, backward_ways])
 @pytest.mark.parametrize(("world", "rank"), [(1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
-def test_a_context_parallel_rank_computes_the_same(world: int, rank: int, make: object) -> None:
+def test_a_context_parallel_rank_computes_the_same(world: int, rank: int, make: Callable[..., Any]) -> None:
     """The shards, the masks, the merge and where gradients go are the way's own."""
     of = problem(zigzag("8B", 64, world, rank), CPU, torch.float32)
     way = ways_module._context_parallel
 
     found = (way(of) if make is forward_ways else ways_module._both(of, way))()
 
-    torch.testing.assert_close(found, make(of, ["reference"])[0]["reference: grouped"]())  # type: ignore[operator]
+    torch.testing.assert_close(found, make(of, ["reference"])[0]["reference: grouped"]())
 
 
 def test_key_bytes_are_those_of_the_union_and_of_every_read() -> None:

@@ -8,16 +8,18 @@ atol of min(M, h atol) is met for certain; of a smaller one nobody can say.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 from refgrid.calibration.derive import Row, rounded_up
 from refgrid.calibration.rounding import UNIT, least_rtol
 from refgrid.dataset.definition import DataSet
-from refgrid.proving.tolerance import Tolerance, tolerance_for, uncalibrated
+from refgrid.proving.tolerance import Tolerance, looser, tolerance_for, uncalibrated
 from refgrid.records.record import Outcome, Run
+from refgrid.running.units import Unit, unit_of
 
 MARGIN = 2  # times what the records need: they hold one draw of each size
 WORTH = 0.8  # of what is allowed: a row that is hardly tighter is not written
@@ -67,8 +69,8 @@ def _needed(comparison: Mapping[str, Any]) -> float:
 def seen(runs: Iterable[Run], dataset: DataSet) -> dict[tuple[str, str, str, str], Seen]:
     """By truth, op, dtype and output; of matches with the reference only.
 
-    What two truths differ by says nothing of either: the less precise one may be as far from every other. Rows allow
-    each twice what it needs beside the reference, so that two are held to no less than what they differ by through it.
+    What two truths differ by says nothing of either: the less precise one may be as far from every other. That they
+    still agree under rows that each earned beside the reference is for `contradicted` to find.
     """
     found: dict[tuple[str, str, str, str], Seen] = defaultdict(Seen)
     for run in runs:
@@ -148,14 +150,43 @@ def _proven(key: tuple[str, str, str, str], each: Seen) -> Tolerance:
 
 
 def contradicted(runs: Iterable[Run], dataset: DataSet) -> list[str]:
-    """Matches in records of which it is not proven that the table of today would let them match, in words."""
+    """Matches in records of which it is not proven that the table of today would let them match, in words.
+
+    A case of a source is held to that source's row, two sources that agreed to the looser of theirs.
+    """
     return [
         f"{outcome.case.id}: {output} has headroom {comparison['headroom']} of atol {comparison['atol']}"
         for run in runs
-        for outcome, output, dtype, comparison in comparisons(run, dataset)
-        if outcome.case.source and outcome.verdict.value == "match" and run.header.environment.device == "cuda"
-        if not green_under(
-            comparison,
-            tolerance_for(outcome.case.op, dtype, output, f"{outcome.case.source} on {run.header.environment.device}"),
-        )
+        if run.header.environment.device == "cuda"
+        for outcome, output, dtype, comparison, sides in _held(run, dataset)
+        if not green_under(comparison, _bound(outcome.case.op, dtype, output, sides))
     ]
+
+
+def _bound(op: str, dtype: str, output: str, sides: Iterable[str]) -> Tolerance:
+    return reduce(looser, (tolerance_for(op, dtype, output, f"{side} on cuda") for side in sides))
+
+
+def _held(run: Run, dataset: DataSet) -> Iterator[tuple[Outcome, str, str, Mapping[str, Any], tuple[str, ...]]]:
+    """Each comparison of a match with the sources that it was between.
+
+    An agreement does not name them: it holds the first source that gave something against each other one, in the order
+    of the plan, output by output.
+    """
+    gave: dict[Unit, dict[str, set[str]]] = defaultdict(dict)
+    for case in run.header.planned:
+        outcome = run.outcomes.get(case.id)
+        if case.source and outcome and outcome.comparisons:
+            gave[unit_of(case)][case.source] = {each["output"] for each in outcome.comparisons}
+    places: Counter[tuple[str, str]] = Counter()
+    for outcome, output, dtype, comparison in comparisons(run, dataset):
+        case = outcome.case
+        if outcome.verdict.value == "match":
+            sides = (case.source,) if case.source else _pairs(gave[unit_of(case)], output)[places[case.id, output]]
+            places[case.id, output] += 1
+            yield outcome, output, dtype, comparison, sides
+
+
+def _pairs(gave: Mapping[str, set[str]], output: str) -> list[tuple[str, ...]]:
+    first, *others = gave
+    return [(first, other) for other in others if output in gave[first] & gave[other]]
