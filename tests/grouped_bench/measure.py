@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from grouped_bench.pace import Pace
 from grouped_bench.parallel import parallel_ways
 from grouped_bench.report import BYTES, Row, read
 from grouped_bench.shapes import HEAD_DIM, Shape, prefixes
@@ -34,19 +36,19 @@ def measure(
 ) -> list[str]:
     """Append a row for each way, mode and pass to the file; what it holds already is not measured again.
 
-    -> what could not be measured; the rest was.
+    -> what could not be measured, or was while the GPU was slow; the rest was.
     """
     console = Console()
     for line in planning(backends, rounds, device):
         console.print(line, highlight=False)
     earlier = read(file) if file.exists() else []
     done = {(row["shape"], row["pass"]) for row in earlier if row["mode"] != BYTES}
-    failed = []
+    pace, failed = Pace(earlier, device, _device_name(device)), []
     for number, (shape, name) in enumerate(product(chosen, _PASSES), 1):
         if (shape.name, name) in done:
             continue
         try:
-            told = _appended(file, list(_rows(shape, name, backends, rounds, device)))
+            told = _appended(file, pace.kept(partial(_rows, shape, name, backends, rounds, device)))
         except Exception as error:  # noqa: BLE001 - the others are still to be timed, and the command ends 1
             failed.append(f"{shape.name}, {name}")
             told = f"[red]{type(error).__name__}[/]: {escape(str(error))}"

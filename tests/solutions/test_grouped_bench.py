@@ -7,7 +7,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from click.testing import CliRunner
+from grouped_bench import pace as pace_module
 from grouped_bench import shapes as shapes_module
 from grouped_bench import traffic
 from grouped_bench import ways as ways_module
@@ -169,6 +171,78 @@ def test_every_way_has_a_turn_in_every_round() -> None:
 
     assert {name: len(each.rounds) for name, each in times.items()} == {"one": 3, "other": 3}
     assert min(counts.values()) >= 3
+
+
+def test_a_call_that_fills_a_sample_is_warmed_once_and_one_that_does_not_is_repeated() -> None:
+    counts = {"long": 0, "short": 0}
+
+    def call(name: str, seconds: float) -> None:
+        counts[name] += 1
+        time.sleep(seconds)
+
+    in_turns({"long": lambda: call("long", 0.01), "short": lambda: call("short", 0)}, CPU, rounds=3)
+
+    assert counts["long"] == 1 + 1 + 3  # to warm it, to see how long it takes, and a round each
+    assert counts["short"] > counts["long"]
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("products", "best", "told"),
+    [
+        pytest.param([700, 690], 720, None, id="as ever"),
+        pytest.param(
+            [700, 340], 0, "ran at 700 TFLOP/s before and at 340 after, but should at 560", id="slowed meanwhile"
+        ),
+        pytest.param([340, 700], 0, "ran at 340 TFLOP/s before", id="slow at first"),
+        pytest.param([340, 350], 700, "best was 700", id="slow all the time"),
+        pytest.param([340, 350], 0, None, id="nothing to compare with"),
+    ],
+)
+def test_times_of_a_slow_gpu_are_not_kept(
+    products: list[float], best: float, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[float] = []
+
+    def product(_: object) -> float:
+        done.append(products[len(done)])
+        return done[-1]
+
+    def work() -> Iterator[Row]:
+        assert len(done) == 1, "timed between the two"
+        yield {"way": "fa3: grouped"}
+
+    monkeypatch.setattr(pace_module, "product_tflops", product)
+    earlier: list[Row] = [
+        {"device": "a GPU", "matmul_tflops": best},
+        {"device": "a GPU"},
+        {"device": "B", "matmul_tflops": 1e4},
+    ]
+    pace = pace_module.Pace(earlier, GPU, "a GPU")
+
+    if told is None:
+        assert pace.kept(work) == [{"way": "fa3: grouped", "matmul_tflops": min(products)}]
+    else:
+        with pytest.raises(pace_module.SlowGpu, match=told):
+            pace.kept(work)
+
+
+def test_a_later_pass_is_held_to_the_best_of_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = iter([700.0, 700.0, 340.0, 340.0])
+    monkeypatch.setattr(pace_module, "product_tflops", lambda _: next(products))
+    pace = pace_module.Pace([], GPU, "a GPU")
+
+    assert pace.kept(list) == []
+    with pytest.raises(pace_module.SlowGpu, match="best was 700"):
+        pace.kept(list)
+
+
+def test_a_product_of_matrices_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_module, "_SIZE", 64)
+
+    assert 0 < pace_module.product_tflops(CPU) < 10
 
 
 class Figure:
