@@ -80,6 +80,7 @@ def test_the_cuda_that_a_torch_has_is_accepted_and_no_other(tmp_path: Path, rele
         pytest.param('origin = "sglang 0.5.15"', "", "origin: Field required", id="missing key"),
         pytest.param('"cu130"', '"../cu130"', "name: String should match", id="name leaves the folder"),
         pytest.param('"cu130"', '"cu128-made"', "a name for CUDA 13.0 begins with cu130-", id="name of another CUDA"),
+        pytest.param('cuda = "13.0"\n', "", "cuda is missing: the name begins with cu130-", id="no CUDA"),
         pytest.param('"3.12"', '"312"', "python: String should match", id="no Python version"),
         pytest.param('"3.12"', '">=3.11,<3.14"', "must be one version", id="CUDA on a range of Pythons"),
         pytest.param("torch==2.11.0", "torch>=2.11", "'torch>=2.11' is no exact pin", id="loose pin"),

@@ -317,6 +317,13 @@ class TestDeclared:
         for word in self.WHY.split():
             assert word in printed(matrix)
 
+    def test_one_that_cannot_be_resolved_any_more_says_so_in_every_cell(self) -> None:
+        why = "unresolvable: there is no version of apache-tvm-ffi==0.1.0b15"
+        matrix = build([run({case(): Verdict.MATCH})], {"cu128": why})
+
+        assert (cell(matrix, column=1).text, cell(matrix, column=1).colour) == ("unresolvable", "yellow")
+        assert matrix.exit_code == 0
+
     def test_those_that_do_not_fit_beside_the_others_say_why_in_a_line_each(self) -> None:
         matrix = build([run({case(): Verdict.MATCH})], {f"cu13{i}": "needs an NVIDIA GPU" for i in range(9)})
         text = printed(matrix)

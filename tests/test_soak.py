@@ -161,14 +161,32 @@ def test_environments_and_machines_are_told_apart() -> None:
 def test_the_commands_are_told_and_a_replay_names_memory_tolerance_and_twin() -> None:
     twin = replace(seeded(7), twin="n 4 -> 2")
     red = outcome(twin, Verdict.MISMATCH, tolerance="0.5")
+    red = replace(red, reason="C is off; tolerance set to 0.5 by hand: it's new")
 
     found = report(run(red, command="pytest --seeds 9"))
 
     assert found.commands == ("pytest --seeds 9",)
     assert found.reds[0].replay == (
         "pytest tests/references --device cpu --environment cpu --memory 2147483648 --seed 7 --seeds 1"
-        " --definition-name gemm_n4 --test-sizes small --tolerance 0.5 -k m1-torch-seed7"
+        " --definition-name gemm_n4 --test-sizes small --tolerance 0.5 --reason 'it'\"'\"'s new' -k m1-torch-seed7"
     )
+
+
+def test_a_red_of_a_declared_environment_is_replayed_in_its_session() -> None:
+    red = run(outcome(seeded(7), Verdict.MISMATCH), environment=H200)
+
+    (found,) = soaks([red], declared={"cu130"})
+
+    assert found.reds[0].replay.startswith("nox -s tests-cu130 -- --memory 2147483648 --seed 7 --seeds 1 ")
+
+
+def test_an_op_of_which_nothing_was_judged_is_told() -> None:
+    found = report(
+        run(outcome(seeded(1), Verdict.MATCH, 0.5), outcome(seeded(1, "agreement", "rope"), Verdict.NOT_RUN))
+    )
+
+    assert [(row.op, row.judged) for row in found.ops] == [("gemm", 1), ("rope", 0)]
+    assert "| rope | 0 | 0 | not judged |  |" in markdown(found)
 
 
 def test_the_report_is_strict_json() -> None:

@@ -12,6 +12,7 @@ import click
 import pytest
 
 from refgrid.environments.campaign import start_and_wait
+from refgrid.environments.declared import with_sessions
 from refgrid.records.digest import read_digested, without_collection
 from refgrid.records.record import RecordError, Run, read_runs
 from refgrid.report.soak import Soak, markdown, soaks, to_dict
@@ -40,7 +41,7 @@ _results = click.option("--results", type=_FOLDER, default=SOAKS, show_default=T
 def soak(results: Path, output: Path | None) -> None:
     """Print what the soaks add up to; exit 1 when a case was red, 2 when none was judged."""
     try:
-        found = soaks(read_digested(results, results / ".digests"))
+        found = soaks(read_digested(results, results / ".digests"), with_sessions(Path()))
     except RecordError as error:
         raise click.UsageError(str(error)) from error
     folder = output or results

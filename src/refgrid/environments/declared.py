@@ -5,6 +5,7 @@ What an environment turned out to be is measured by `measured`; this module know
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -129,8 +130,11 @@ class EnvironmentSpec(BaseModel):
 
     @model_validator(mode="after")
     def _is_called_as_its_cuda(self) -> EnvironmentSpec:
-        if self.kind == "venv" and self.group and self.name.partition("-")[0] != self.group:
+        begins = self.name.partition("-")[0]
+        if self.kind == "venv" and self.group and begins != self.group:
             raise ValueError(f"a name for CUDA {self.cuda} begins with {self.group}-: tests-{self.group} runs them all")
+        if not self.cuda and re.fullmatch(r"cu\d+", begins):
+            raise ValueError(f"cuda is missing: the name begins with {begins}-, as those of a CUDA do")
         return self
 
 
@@ -171,6 +175,14 @@ class EnvironmentTable(BaseModel):
 def load_environments(file: Path) -> dict[str, EnvironmentSpec]:
     """Every declared environment by name, in the file's order; raises EnvironmentsError as `load_table` does."""
     return load_table(file).by_name
+
+
+def with_sessions(root: Path) -> frozenset[str]:
+    """Names of the environments that a checkout declares, each with its session; none where it has no table."""
+    try:
+        return frozenset(load_environments(root / "ci" / "environments.toml"))
+    except EnvironmentsError:
+        return frozenset()
 
 
 def load_table(file: Path) -> EnvironmentTable:

@@ -56,7 +56,11 @@ def definition_rows(columns: Sequence[Column], published: Mapping[str, str]) -> 
 
 
 def _blank(column: Column) -> Cell:
-    return Cell(absent=NOT_PLANNED if column.environment else NOT_RUN)
+    """What was not planned; of a column without records, that it was not run, or cannot be resolved any more."""
+    if column.environment:
+        return Cell(absent=NOT_PLANNED)
+    verdict = column.reason.partition(":")[0]
+    return Cell(absent=verdict if verdict == Verdict.UNRESOLVABLE.value else NOT_RUN)
 
 
 def _total(op: str, parts: Sequence[Row]) -> Row:
@@ -72,7 +76,7 @@ def _total(op: str, parts: Sequence[Row]) -> Row:
 
 def _worst_first(row: Row) -> tuple[int, int, int, str]:
     """By colour, then by the worst verdict and how often it came; columns without records do not count."""
-    cells = [cell for cell in row.cells if cell.absent != NOT_RUN]
+    cells = [cell for cell in row.cells if cell.planned or cell.absent == NOT_PLANNED]
     counts = total(cells)
     worst = next(iter(counts), Verdict.MATCH)
     rank = min((_RANK[cell.colour] for cell in cells), default=1)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from refgrid.dataset.case import Case
 from refgrid.environments.measured import Environment
-from refgrid.records.record import Outcome, Run, Verdict, verdict_counts
+from refgrid.records.record import BY_HAND, Outcome, Run, Verdict, verdict_counts
 
 CONFIDENCE = 0.95
 
@@ -37,7 +37,7 @@ class Red:
 
 @dataclass(frozen=True)
 class OpRow:
-    """One op: how many case-seeds were judged, and the largest headroom with the case that has it."""
+    """One op that was planned: how many case-seeds were judged, and the largest headroom with the case that has it."""
 
     op: str
     judged: int
@@ -76,13 +76,16 @@ class Soak:
     references: Mapping[str, str]
 
 
-def soaks(runs: Iterable[Run]) -> list[Soak]:
-    """One report for each environment and machine kind with a soak among the runs, by title."""
+def soaks(runs: Iterable[Run], declared: Collection[str] = ()) -> list[Soak]:
+    """One report for each environment and machine kind with a soak among the runs, by title.
+
+    Environments that are `declared` are prepared by their sessions, so that reds of them are replayed there.
+    """
     titles: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.header.started):
         if run.header.soak:
             titles[run.header.environment.title].append(run)
-    return [_soak(titles[title]) for title in sorted(titles)]
+    return [_soak(titles[title], declared) for title in sorted(titles)]
 
 
 def upper_bound(events: int, trials: int, confidence: float = CONFIDENCE) -> float:
@@ -96,12 +99,29 @@ def upper_bound(events: int, trials: int, confidence: float = CONFIDENCE) -> flo
     return high
 
 
-def replay(case: Case, environment: Environment, parts: Mapping[str, str], tolerance: str = "table") -> str:
+def replay(outcome: Outcome, environment: Environment, parts: Mapping[str, str], *, session: bool) -> str:
     """The command that runs one case and seed alone, where the records are no evidence either."""
-    by_hand = [] if tolerance == "table" else [f"--tolerance {tolerance}"]
-    only = f"-k {case.id.removeprefix(case.definition).removeprefix('~twin').removeprefix('-')}"
-    told = [f"--seed {case.seed} --seeds 1", f"--definition-name {case.definition}", f"--test-sizes {case.size}"]
-    return " ".join([_pytest(environment, parts), *told, *by_hand, only])
+    case = outcome.case
+    bytes_given = re.fullmatch(r"(\d+) B", parts.get("memory", ""))
+    name = case.id.removeprefix(case.definition).removeprefix("~twin").removeprefix("-")
+    told = [
+        *(["--memory", bytes_given[1]] if bytes_given else []),
+        *("--seed", str(case.seed), "--seeds", "1", "--definition-name", case.definition, "--test-sizes", case.size),
+        *_by_hand(outcome),
+        *("-k", name),
+    ]
+    here = ["--device", environment.device, "--environment", environment.name]
+    start = ["nox", "-s", f"tests-{environment.name}", "--"] if session else ["pytest", "tests/references", *here]
+    return shlex.join([*start, *told])
+
+
+def _by_hand(outcome: Outcome) -> Iterator[str]:
+    """The tolerance in place of the table's, with the reason that the outcome carries for it."""
+    tolerance = outcome.hashes.get("tolerance", "table")
+    if tolerance != "table":
+        yield from ("--tolerance", tolerance)
+        _, _, reason = outcome.reason.partition(f"{BY_HAND.format(tolerance)}: ")
+        yield from ("--reason", reason) if reason else ()
 
 
 def markdown(soak: Soak) -> str:
@@ -115,7 +135,7 @@ def to_dict(soak: Soak) -> dict[str, Any]:
     return {**asdict(soak), "ops": ops, "reds": [asdict(red) for red in soak.reds]}
 
 
-def _soak(runs: Sequence[Run]) -> Soak:
+def _soak(runs: Sequence[Run], declared: Collection[str]) -> Soak:
     newest = runs[-1].header
     alike = [run for run in runs if run.header.parts == newest.parts]
     standing, older = _standing(alike)
@@ -138,8 +158,8 @@ def _soak(runs: Sequence[Run]) -> Soak:
         rate=upper_bound(wrong, len(compared)),
         verdicts={verdict.value: count for verdict, count in verdict_counts(standing).items()},
         checks=dict(Counter(each.case.check for each in judged)),
-        ops=tuple(_rows(judged)),
-        reds=tuple(_red(each, newest.environment, newest.parts) for each in reds),
+        ops=tuple(_rows(standing)),
+        reds=tuple(_red(each, newest.environment, newest.parts, declared) for each in reds),
         older=older + sum(len(run.outcomes) for run in runs if run not in alike),
         commands=tuple(dict.fromkeys(run.header.command for run in alike)),
         references={each.case.definition: each.hashes.get("reference", "") for each in judged},
@@ -171,14 +191,15 @@ def _measured(outcome: Outcome) -> tuple[str | None, ...]:
     return tuple(outcome.hashes.get(part) for part in _PARTS)
 
 
-def _rows(judged: Sequence[Outcome]) -> Iterator[OpRow]:
+def _rows(standing: Sequence[Outcome]) -> Iterator[OpRow]:
+    """Of every op that was planned: of one with nothing judged nothing is known."""
     by_op: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in judged:
+    for outcome in standing:
         by_op[outcome.case.op].append(outcome)
     for op in sorted(by_op):
         worst = max(_headrooms(by_op[op]), default=(None, ""))
-        red = sum(each.verdict.colour == "red" for each in by_op[op])
-        yield OpRow(op, len(by_op[op]), red, *worst)
+        colours = Counter(each.verdict.colour for each in by_op[op])
+        yield OpRow(op, len(by_op[op]) - colours["yellow"], colours["red"], *worst)
 
 
 def _headrooms(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, str]]:
@@ -189,16 +210,9 @@ def _headrooms(outcomes: Iterable[Outcome]) -> Iterator[tuple[float, str]]:
                 yield float(comparison["headroom"]), outcome.case.id
 
 
-def _red(outcome: Outcome, environment: Environment, parts: Mapping[str, str]) -> Red:
-    case, tolerance = outcome.case, outcome.hashes.get("tolerance", "table")
-    told = replay(case, environment, parts, tolerance)
-    return Red(case.id, case.seed, outcome.verdict.value, outcome.reason, told)
-
-
-def _pytest(environment: Environment, parts: Mapping[str, str]) -> str:
-    bytes_given = re.fullmatch(r"(\d+) B", parts.get("memory", ""))
-    memory = f" --memory {bytes_given[1]}" if bytes_given else ""
-    return f"pytest tests/references --device {environment.device} --environment {environment.name}{memory}"
+def _red(outcome: Outcome, environment: Environment, parts: Mapping[str, str], declared: Collection[str]) -> Red:
+    told = replay(outcome, environment, parts, session=environment.name in declared)
+    return Red(outcome.case.id, outcome.case.seed, outcome.verdict.value, outcome.reason, told)
 
 
 def _at_most(events: int, trials: int, rate: float) -> float:
@@ -232,7 +246,7 @@ def _lines(soak: Soak) -> Iterator[str]:
     yield from ("", "```console", *(f"$ {command}" for command in soak.commands), "```", "")
     yield from ("| op | judged | red | largest headroom | case |", "|---|---|---|---|---|")
     for row in soak.ops:
-        used = "exact" if row.headroom is None else f"{row.headroom:.3f}"
+        used = f"{row.headroom:.3f}" if row.headroom is not None else "exact" if row.judged else "not judged"
         yield f"| {row.op} | {row.judged} | {row.red} | {used} | {row.case} |"
     if soak.reds:
         yield from ("", "## Reds", "")

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from refgrid.dataset.case import Case
-from refgrid.environments.declared import EnvironmentsError, load_environments
+from refgrid.environments.declared import with_sessions
 
 
 def replay_command(config: pytest.Config, nodeid: str, case: Case, device: str) -> str:
@@ -19,7 +19,7 @@ def replay_command(config: pytest.Config, nodeid: str, case: Case, device: str) 
     An environment that this checkout declares is prepared by its session; any other is the one that pytest is in.
     """
     environment = config.getoption("--environment")
-    if environment in _declared(config):
+    if environment in with_sessions(config.rootpath):
         command = ["nox", "-s", f"tests-{environment}", "--", nodeid]
     else:
         command = ["pytest", nodeid, "--device", device, "--environment", environment]
@@ -34,10 +34,3 @@ def _kept(config: pytest.Config, case: Case) -> list[str]:
     if math.isfinite(memory := option("--memory")):
         told["--memory"] = int(memory)
     return [part for name, value in told.items() if value is not None for part in (name, str(value))]
-
-
-def _declared(config: pytest.Config) -> set[str]:
-    try:
-        return set(load_environments(config.rootpath / "ci" / "environments.toml"))
-    except (EnvironmentsError, OSError):
-        return set()
