@@ -11,22 +11,24 @@ from fleet import CRASH_SAFE, Fleet, overlapping
 from refgrid.records.record import read_runs
 
 
-def test_each_of_four_gpus_is_used_and_none_by_two_at_once(
-    double: dict[str, Any], write_definition: Any, tmp_path: Path
+@pytest.mark.parametrize(("gpus", "workloads"), [(4, 16), (16, 32)])
+def test_each_of_many_gpus_is_used_and_none_by_two_at_once(
+    double: dict[str, Any], write_definition: Any, tmp_path: Path, gpus: int, workloads: int
 ) -> None:
-    fleet = Fleet(tmp_path, double, write_definition, "4")
-    fleet.reference("import planted\nplanted.meet(4)\nreturn planted.used(x)", *range(1, 17))
+    fleet = Fleet(tmp_path, double, write_definition, str(gpus))
+    fleet.reference(f"import planted\nplanted.meet({gpus})\nreturn planted.used(x)", *range(1, workloads + 1))
 
     done = fleet.run("-n", "auto", *CRASH_SAFE)
 
     assert done.returncode == 0, done.stdout
-    assert "4 workers" in done.stdout
-    assert "planned 96 = accounted 96: 32 missing, 64 match" in done.stdout
-    assert {use.device for use in fleet.uses} == {f"FAKE-{i}" for i in range(4)}
-    assert len({use.pid for use in fleet.uses}) == 4
+    assert f"{gpus} workers" in done.stdout
+    told = f"planned {6 * workloads} = accounted {6 * workloads}: {2 * workloads} missing, {4 * workloads} match"
+    assert told in done.stdout
+    assert {use.device for use in fleet.uses} == {f"FAKE-{i}" for i in range(gpus)}
+    assert len({use.pid for use in fleet.uses}) == gpus
     assert overlapping(fleet.uses) == []
     devices = {outcome.device for outcome in fleet.records().outcomes.values()}
-    assert devices == {f"fake GPU FAKE-{i}" for i in range(4)}
+    assert devices == {f"fake GPU FAKE-{i}" for i in range(gpus)}
 
 
 @pytest.mark.parametrize(
