@@ -1,181 +1,238 @@
-"""What committed records say of tolerances: what they prove, what they contradict, and which rows they widen."""
+"""Which recorded outcomes stand: the newest under a key decides, and what memory decided only where it was bounded."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from calibrated import committed, dataset, derive
+from test_record import CASES, header
 
-from refgrid.calibration.derive import Row
-from refgrid.calibration.evidence import Seen, comparisons, contradicted, green_under, seen, tightened, widened
-from refgrid.dataset.case import Case
-from refgrid.proving.tolerance import Tolerance
-from refgrid.records.record import Outcome, Verdict
+from refgrid.caching import evidence, searched
+from refgrid.caching.evidence import Evidence, newest_match, record_files, standing
+from refgrid.caching.key import Keys
+from refgrid.caching.searched import Searched
+from refgrid.records.derived import hash_of
+from refgrid.records.ledger import Ledger, claim
+from refgrid.records.record import Outcome, RecordError, Verdict
 
-ROOT = Path(__file__).resolve().parents[1]
+CASE = CASES[0]
+HELD = "weights of 60.0 GiB are held 2 times, as drawn and as handed out; {} are free for this worker"
+GIB = 2.0**30
+
+
+class OneKey:
+    """The keys of a machine on which nothing changes."""
+
+    def key(self, _: object, tolerance: str = "table") -> str:
+        return {"table": "aa", "0.5": "bb"}[tolerance]
+
+
+def record(folder: Path, day: int, verdict: Verdict, reason: str = "", tolerance: str = "table", **facts: Any) -> Path:
+    ledger = Ledger(folder / f"{day}.jsonl", header(f"run{day}", f"2026-11-{day}T06:00:00+00:00", [CASE]))
+    hashes = {"key": OneKey().key(CASE, tolerance), "tolerance": tolerance}
+    ledger.close_case(Outcome(CASE, verdict, reason, hashes=hashes, **facts))
+    ledger.finish("")
+    return ledger.path
+
+
+def stands(folder: Path, memory: float = math.inf) -> Mapping[str, Evidence]:
+    keys = cast(Keys, OneKey())
+    files = record_files([folder])
+    return standing(files, keys, [CASE], "table", memory, Searched(folder / "kept")).get(CASE.id, {})
+
+
+@pytest.mark.parametrize("verdict", Verdict, ids=lambda verdict: verdict.value)
+def test_only_a_match_and_what_the_key_decides_stand(tmp_path: Path, verdict: Verdict) -> None:
+    record(tmp_path, 10, verdict)
+
+    found = stands(tmp_path)
+
+    decided = {"match", "missing", "unsupported", "api-absent", "no-ground-truth"}
+    assert bool(found) is (verdict.value in decided)
+
+
+def test_the_evidence_against_a_sampler_is_not_taken_for_that_of_another_run(tmp_path: Path) -> None:
+    """Every match of a sampler with a law has it among its numbers; without them all would run each time."""
+    record(tmp_path, 10, Verdict.MATCH, comparisons=({"output": "samples", "evidence": {"nats": -0.3}},))
+
+    assert stands(tmp_path)["table"].run == "run10"
+
+
+def test_of_a_run_that_measured_nothing_under_a_key_of_today_no_line_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header names every case: that of each kept run would be parsed each time."""
+    record(tmp_path, 10, Verdict.MATCH)
+    other = record(tmp_path, 11, Verdict.MATCH)
+    other.write_text(other.read_text().replace('"key":"aa"', '"key":"cc"'))
+    parsed: list[bytes] = []
+    parse = evidence._parsed
+
+    def counted(line: bytes) -> dict[str, Any]:
+        parsed.append(line)
+        return parse(line)
+
+    monkeypatch.setattr(evidence, "_parsed", counted)
+
+    assert stands(tmp_path)["table"].run == "run10"
+    assert [b"run10" in line for line in parsed] == [True, False]  # the header, then the outcome
+    assert b"run11" not in b"".join(parsed)
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose lines are looked at from now on."""
+    names: list[str] = []
+
+    def lines(file: Path) -> list[bytes]:
+        names.append(file.name)
+        return looked_at(file)
+
+    looked_at = searched.lines
+    monkeypatch.setattr(searched, "lines", lines)
+    monkeypatch.setattr(evidence, "lines", lines)
+    return names
+
+
+def other_key(file: Path) -> None:
+    """What another machine measured; as many bytes, at the same time."""
+    before = file.stat()
+    file.write_text(file.read_text().replace('"key":"aa"', '"key":"cc"'))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_file_without_a_key_of_today_is_not_searched_again(tmp_path: Path, unpacked: list[str]) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    other_key(record(tmp_path, 11, Verdict.MATCH))
+    first = stands(tmp_path)
+    unpacked.clear()
+
+    assert stands(tmp_path) == first
+    assert unpacked == ["10.jsonl"]
+
+
+def test_of_another_tolerance_all_is_searched(tmp_path: Path, unpacked: list[str]) -> None:
+    """Its key of today is another for each tolerance, and which there are nobody knows before."""
+    other_key(record(tmp_path, 11, Verdict.MATCH, tolerance="0.5"))
+    stands(tmp_path)
+    unpacked.clear()
+
+    assert stands(tmp_path)["0.5"].run == "run11"
+    assert unpacked == ["11.jsonl"]
+
+
+def test_keys_are_those_of_the_bytes_of_a_file(tmp_path: Path) -> None:
+    file = record(tmp_path, 10, Verdict.MATCH)
+    assert stands(tmp_path)
+    other_key(file)
+    assert stands(tmp_path) == {}
+
+    file.write_text(file.read_text().replace('"key":"cc"', '"key":"aa"'))
+    assert stands(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another kind", "other code"])
+def test_damaged_keys_are_looked_up_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    before = stands(tmp_path)
+    (kept,) = (tmp_path / "kept").glob("*.keys")
+    whole = kept.read_bytes()
+    if damage == "other code":
+        kept.write_bytes(whole[:32] + b"\n[]")
+        monkeypatch.setattr(searched, "CODE", (Path(__file__),))
+    else:
+        kept.write_bytes({"cut": whole[:-3], "empty": b"", "another kind": hash_of(b"7").encode() + b"\n7"}[damage])
+
+    assert stands(tmp_path) == before != {}
+
+
+def test_what_took_its_evidence_from_another_run_is_none_itself(tmp_path: Path) -> None:
+    record(tmp_path, 10, Verdict.MISSING, "not installed", evidence="0123456789ab")
+
+    assert stands(tmp_path) == {}
+
+
+def test_a_cached_outcome_is_told_from_what_it_was_measured_as(tmp_path: Path) -> None:
+    record(tmp_path, 10, Verdict.MISSING, "not installed")
+    record(tmp_path / "green", 11, Verdict.MATCH, "lse: not given")
+
+    missing, match = (stands(folder)["table"].outcome(CASE, "aa") for folder in (tmp_path, tmp_path / "green"))
+
+    assert match.verdict is Verdict.CACHED  # the newer of the two
+    assert missing == match
+    assert stands(tmp_path)["table"].run == "run11"
 
 
 @pytest.mark.parametrize(
-    ("most", "headroom", "bound", "green"),
+    ("then", "tolerance", "still"),
     [
-        pytest.param(1e-4, 0.9, Tolerance(1e-4, 0), True, id="the largest error is within atol"),
-        pytest.param(1e-1, 0.5, Tolerance(4e-3, 1e-2), True, id="half of what was allowed"),
-        pytest.param(1e-1, 0.5, Tolerance(3.9e-3, 1e-2), False, id="small numbers may be off by more"),
-        pytest.param(1e-1, 0.5, Tolerance(4e-3, 4.9e-3), False, id="large numbers may be off by more"),
+        pytest.param(Verdict.MATCH, "table", True, id="a match"),
+        pytest.param(Verdict.MISMATCH, "table", False, id="a mismatch"),
+        pytest.param(Verdict.OOM, "table", False, id="out of memory"),
+        pytest.param(Verdict.MISMATCH, "0.5", True, id="a mismatch under another tolerance"),
+        pytest.param(Verdict.CRASH, "0.5", False, id="a crash, which cannot say under which tolerance"),
+        pytest.param(Verdict.NOT_RUN, "table", True, id="a case that had no turn"),
     ],
 )
-def test_a_record_proves_another_tolerance_or_does_not(
-    most: float, headroom: float, bound: Tolerance, *, green: bool
-) -> None:
-    told = {"max_abs_error": most, "headroom": headroom, "atol": 8e-3, "rtol": 1e-2}
+def test_the_newest_outcome_under_a_key_decides(tmp_path: Path, then: Verdict, tolerance: str, *, still: bool) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    record(tmp_path, 12, then, "some reason", tolerance)
 
-    assert green_under(told, bound) is green
-
-
-def test_every_committed_match_is_proven_green_under_the_table() -> None:
-    assert sum(1 for run in committed() for _ in comparisons(run, dataset())) > 10_000
-    assert contradicted(committed(), dataset()) == []
-
-
-def test_a_table_that_is_too_tight_is_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refgrid.calibration.evidence.tolerance_for", lambda *_: Tolerance(1e-9, 1e-9))
-
-    assert len(contradicted(committed(), dataset())) > 1000
-
-
-@pytest.mark.parametrize(("needed", "told"), [(1e-4, []), (1.1e-4, ["d-w-agreement"])])
-def test_two_that_agreed_are_held_to_the_looser_of_their_rows(
-    needed: float, told: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first of the plan gives y alone, so that the other two's z was held against nothing."""
-    loose = {"b on cuda": Tolerance(1e-4, 1e-2)}
-    monkeypatch.setattr(
-        "refgrid.calibration.evidence.tolerance_for", lambda *key: loose.get(key[-1], Tolerance(1e-6, 1e-2))
-    )
-
-    def compared(output: str, atol: float) -> dict[str, Any]:
-        same = {"max_abs_error": 0.5, "headroom": 0.9, "atol": 8e-3, "rtol": 1e-2, "nonfinite_mismatches": 0}
-        return {"output": output, "needed_atol": atol, **same}
-
-    def ended(source: str | None, *found: dict[str, Any]) -> Outcome:
-        check: Any = "numerics" if source else "agreement"
-        return Outcome(Case("d", "op", "op", "w", check, source), Verdict.MATCH, comparisons=found)
-
-    ours = [ended("a", compared("y", 0)), ended("c", compared("y", 0), compared("z", 0))]
-    theirs = ended("b", compared("y", 1e-4), compared("z", 1e-4))
-    outcomes = [ours[0], theirs, ours[1], ended(None, compared("y", needed), compared("y", 1e-6))]
-    environment = SimpleNamespace(device="cuda")
-    header = SimpleNamespace(environment=environment, planned=[each.case for each in outcomes])
-    run: Any = SimpleNamespace(header=header, outcomes={each.case.id: each for each in outcomes})
-    spec = SimpleNamespace(dtype="bfloat16")
-    known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": spec, "z": spec})})
-
-    assert [line.partition(":")[0] for line in contradicted([run], known)] == told
-
-
-def test_records_tighten_only_what_they_hold_comparisons_of() -> None:
-    found = seen(committed(), dataset())
-    keys = {(row.truth, row.op, row.dtype, row.output) for row in tightened(found)}
-
-    assert keys <= found.keys()
-    assert ("transformers on cuda", "gqa_paged_decode", "float32", "lse") not in keys  # it gives none
+    assert ("table" in stands(tmp_path)) is still
 
 
 @pytest.mark.parametrize(
-    ("proven", "found"),
+    ("reason", "memory", "stays"),
     [
-        pytest.param(None, Tolerance(1e-3, 1e-2, row_norm=4e-3), id="nothing"),
-        pytest.param(Seen(4e-4, 0.1), Tolerance(1e-3, 1e-2, row_norm=4e-3), id="less than is allowed"),
-        pytest.param(Seen(2e-3, 0.3), Tolerance(4e-3, 1e-2, row_norm=4e-3), id="twice what is seen"),
-        pytest.param(Seen(7e-3, 0.9), Tolerance(8e-3, 1e-2, row_norm=4e-3), id="never more than by hand"),
-        pytest.param(Seen(0, 0, 3e-3), Tolerance(1e-3, 1e-2, row_norm=6e-3), id="rows"),
+        pytest.param(HELD.format("2.0 GiB"), 2 * GIB, True, id="the bound was the reason"),
+        pytest.param(HELD.format("1.3 GiB"), 2 * GIB, False, id="less than the bound was free"),
+        pytest.param(HELD.format("41.9 GiB"), math.inf, False, id="no bound"),
+        pytest.param("the budget of 20m was spent", 2 * GIB, False, id="no time"),
     ],
 )
-def test_a_row_of_small_draws_is_as_wide_as_records_of_all_sizes_need(proven: Seen | None, found: Tolerance) -> None:
-    row = derive(reference=(1e-3, 0), formula=(0, 0), own=(0, 0), pair=(1e-3, 5e-4))
-    assert (row.atol, row.rtol, row.row_norm, row.allowed) == (1e-3, 1e-2, 4e-3, 8e-3)
+def test_what_did_not_fit_stands_only_where_the_bound_was_the_reason(
+    tmp_path: Path, reason: str, memory: float, *, stays: bool
+) -> None:
+    record(tmp_path, 10, Verdict.NOT_RUN, reason)
 
-    told = widened(row, proven)
-
-    assert Tolerance(told.atol, told.rtol, row_norm=told.row_norm) == found
-    assert ("need" in told.provenance) == (found != Tolerance(1e-3, 1e-2, row_norm=4e-3))
+    assert bool(stands(tmp_path, memory)) is stays
 
 
-def test_what_a_calibrated_row_let_match_does_not_make_it_wider_each_time() -> None:
-    row = derive(reference=(1e-3, 0), formula=(0, 0), own=(0, 0), pair=(1e-3, 5e-4))
+@pytest.mark.parametrize(("memory", "stays"), [(2 * GIB, True), (math.inf, False)], ids=["bounded", "unbounded"])
+def test_a_match_at_a_size_that_was_cut_stands_only_where_memory_is_bounded(
+    tmp_path: Path, memory: float, *, stays: bool
+) -> None:
+    record(tmp_path, 10, Verdict.MATCH, "cut", shrunk={"seq_len": (8, 4)})
 
-    once = widened(row, Seen(met_atol=2.5e-3, met_rtol=9e-3))
-    again = widened(row, Seen(met_atol=once.atol, met_rtol=once.rtol))
-
-    assert (once.atol, once.rtol) == (3e-3, 1e-2)  # rounded up, not doubled
-    assert (again.atol, again.rtol) == (once.atol, once.rtol)
-
-
-@pytest.mark.parametrize("atol_then", [8e-3, 6e-3], ids=["by hand", "calibrated"])
-def test_what_a_comparison_needed_counts_whatever_was_allowed(atol_then: float) -> None:
-    found = wide_as({"needed_atol": 1e-3, "atol": atol_then})
-
-    assert found.atol == 2e-3
-    assert found.provenance.endswith("as wide as 1 comparisons in e on NVIDIA H200, 2026-11-22 need")
+    assert bool(stands(tmp_path, memory)) is stays
 
 
-@pytest.mark.parametrize(("atol_then", "atol"), [(8e-3, 8e-3), (6e-3, 3e-3)], ids=["by hand, twice", "calibrated"])
-def test_a_comparison_without_what_it_needed_may_have_needed_all_that_it_used(atol_then: float, atol: float) -> None:
-    found = wide_as({"atol": atol_then})
+@pytest.mark.parametrize("damage", ["cut", "gone", "no header"])
+def test_what_cannot_be_read_is_no_evidence(tmp_path: Path, damage: str) -> None:
+    file = record(tmp_path, 10, Verdict.MATCH)
+    files = record_files([tmp_path])
+    lines = file.read_bytes().splitlines(keepends=True)
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(lines[0] + lines[1][:-9] if damage == "cut" else lines[1])
 
-    assert found.atol == atol
-    assert found.provenance.endswith("2026-11-22 may need")
-
-
-def test_what_was_needed_beside_another_rtol_is_not_taken_for_what_is_needed_beside_the_limits() -> None:
-    found = wide_as({"needed_atol": 0.0, "atol": 6e-3, "rtol": 5e-3})
-
-    assert found.atol == 3e-3  # with half of that rtol so much is proven, and not 0
-    assert found.provenance.endswith("2026-11-22 may need")
+    assert standing(files, cast(Keys, OneKey()), [CASE], "table", math.inf, Searched(tmp_path)) == {}
 
 
-def test_of_float32_the_headroom_counts_as_rtol_shrinks_with_atol() -> None:
-    found = wide_as({"needed_atol": 0.0, "atol": 1e-5, "rtol": 1e-5}, "float32")
+def test_the_newest_match_of_a_case_is_found_under_whatever_key(tmp_path: Path) -> None:
+    record(tmp_path, 10, Verdict.MATCH)
+    record(tmp_path, 11, Verdict.MATCH, tolerance="0.5")
+    record(tmp_path, 12, Verdict.MISMATCH)
 
-    assert (found.atol, found.rtol) == (1e-5, 1e-5)  # twice a headroom of one half
-    assert found.provenance.endswith("2026-11-22 may need")
-
-
-@pytest.mark.parametrize(
-    ("needed", "bound", "green"),
-    [(1e-4, Tolerance(1e-4, 1e-2), True), (1.1e-4, Tolerance(1e-4, 1e-2), False), (0.0, Tolerance(1e-4, 9e-3), False)],
-    ids=["so much", "more", "beside a larger rtol"],
-)
-def test_what_was_needed_proves_a_row_that_follows_from_it(needed: float, bound: Tolerance, *, green: bool) -> None:
-    told = {"max_abs_error": 0.5, "headroom": 0.9, "atol": 8e-3, "rtol": 1e-2, "needed_atol": needed}
-
-    assert green_under(told, bound) is green
+    assert newest_match(record_files([tmp_path]), {CASE.id})[CASE.id].run == "run11"
+    assert newest_match(record_files([tmp_path]), {"another"}) == {}
 
 
-def wide_as(told: dict[str, float], dtype: str = "bfloat16") -> Row:
-    """A row of little beside one record on a GPU, which had half of what was allowed."""
-    row = derive(dtype, reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(1e-4, 1e-5))
-    return widened(row, recorded(told, dtype)["lib on cuda", "some_op", dtype, "y"])
-
-
-def recorded(told: dict[str, float], dtype: str, source: str | None = "lib") -> dict[tuple[str, str, str, str], Seen]:
-    """What is seen in a record of one match on a GPU, of a comparison with a source or of two sources' agreement."""
-    match = {"output": "y", "max_abs_error": 0.5, "headroom": 0.5, "rtol": 1e-2, "nonfinite_mismatches": 0, **told}
-    case = SimpleNamespace(definition="d", op="some_op", source=source)
-    outcome = SimpleNamespace(case=case, hashes={}, comparisons=[match], verdict=SimpleNamespace(value="match"))
-    environment = SimpleNamespace(title="e on NVIDIA H200", device="cuda")
-    header = SimpleNamespace(environment=environment, started="2026-11-22T00:00:00", planned=[case])
-    run: Any = SimpleNamespace(header=header, outcomes={"case": outcome})
-    known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": SimpleNamespace(dtype=dtype)})})
-    return seen([run], known)
-
-
-def test_what_two_truths_differ_by_makes_neither_row_wider() -> None:
-    """Else FlashInfer's distance from the oracle would be what the reference may be off from the oracle."""
-    told = {"needed_atol": 1e-3, "atol": 8e-3}
-
-    assert recorded(told, "bfloat16")
-    assert recorded(told, "bfloat16", source=None) == {}
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="records cannot be written: Is a directory"):
+        claim(tmp_path)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_plugin import TESTS, TRUTH, Project
 
-from refgrid.caching.evidence import Evidence
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import Outcome, Run, Verdict, read_runs
 from refgrid.report.matrix import build
@@ -160,14 +157,6 @@ FAULTS = {
     "oom": "raise MemoryError('4 GiB')",
     "nondeterministic": "run.calls = getattr(run, 'calls', 0) + 1\nreturn x * 2 + (run.calls - 1) * 1e-7",
 }
-
-
-@pytest.mark.parametrize("verdict", [each for each in Verdict if each.colour == "red"])
-def test_nothing_red_stands_be_it_of_a_reference_or_of_the_infrastructure(verdict: Verdict) -> None:
-    found = Evidence("d-w-torch", verdict, "why", "a run", "2026-11-20", {"tolerance": "table"})
-
-    assert not found.stands(math.inf)
-    assert replace(found, verdict=Verdict.MATCH).stands(math.inf)
 
 
 def test_what_failed_is_never_cached(project: Project) -> None:
