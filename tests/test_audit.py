@@ -432,8 +432,9 @@ class TestCommand:
         (site.folder / "torch" / "version.py").write_text("cuda: str = '13.0'\n")
         (site.folder / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.13: file too short')\n")
         monkeypatch.setenv("PYTHONPATH", str(site.folder))
-        table.write_text(TABLE.replace('"3.12"', '">=3.10,<3.99"').replace('cuda = "13.0"\n', ""))
-        told = self.run(table, "--environment", "cu130-mine", "--results", str(tmp_path / "results"))
+        here = TABLE.replace('"3.12"', '">=3.10,<3.99"').replace('cuda = "13.0"\n', "").replace("cu130-", "here-")
+        table.write_text(here)
+        told = self.run(table, "--environment", "here-mine", "--results", str(tmp_path / "results"))
 
         assert "finding: torch 2.11.0: import of torch raises OSError: libcudart.so.13: file too short" in told.output
         assert list((tmp_path / "results" / ".digests").glob("*.imports"))
