@@ -8,8 +8,10 @@ from typing import Any
 
 from refgrid.calibration.derive import Row, derived
 from refgrid.calibration.rounding import FLOAT64, FORMULA, REFERENCE
+from refgrid.calibration.table import committed as runs_in
+from refgrid.calibration.table import measurements
 from refgrid.dataset.definition import DataSet, load_dataset
-from refgrid.records.record import Run, read_runs
+from refgrid.records.record import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,10 +22,15 @@ def dataset() -> DataSet:
     return load_dataset(ROOT)
 
 
+def besides(name: str) -> list[dict[str, Any]]:
+    """What is committed beside the errors: "samples" or "sums"."""
+    return measurements(ROOT / "results/calibration" / name)
+
+
 @cache
 def committed() -> list[Run]:
     """The runs in results/."""
-    return [run for run in read_runs(ROOT / "results") if run.file.parent == ROOT / "results"]
+    return runs_in(ROOT / "results")
 
 
 def measured(dtype: str = "bfloat16", **parties: tuple[float, float]) -> dict[str, Any]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from calibrated import committed, dataset, derive
+from calibrated import ROOT, committed, dataset, derive, measured
+from click.testing import CliRunner
 
+from refgrid.calibration import underived
 from refgrid.calibration.derive import Row
 from refgrid.calibration.evidence import Seen, comparisons, contradicted, green_under, seen, tightened, widened
+from refgrid.calibration.table import measurements, rows
+from refgrid.calibration.underived import FILE, Exemption, exemptions, matched, outdated, unstated
+from refgrid.cli import main
 from refgrid.dataset.case import Case
 from refgrid.proving.tolerance import Tolerance
 from refgrid.records.record import Outcome, Verdict
@@ -176,3 +183,70 @@ def test_what_two_truths_differ_by_makes_neither_row_wider() -> None:
 
     assert recorded(told, "bfloat16")
     assert recorded(told, "bfloat16", source=None) == {}
+
+
+LIB = ("lib on cuda", "some_op", "y")
+
+
+def test_every_match_in_committed_records_has_a_derived_row_or_a_stated_reason() -> None:
+    found, matches = (
+        rows(measurements(ROOT / "results/calibration"), committed(), dataset()),
+        matched(committed(), dataset()),
+    )
+
+    assert len(matches) > 200
+    assert list(unstated(found, matches)) == []
+    assert outdated(found, matches) == [], f"{FILE.name} gives a reason for what has a row, or does not match"
+    assert all(len(each.reason) > 20 for each in exemptions())
+
+
+def test_a_match_that_has_neither_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = derive(reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(0, 0))
+    assert (row.truth, row.op, row.output) == ("lib on cpu", *LIB[1:])
+
+    (line,) = unstated([row], {LIB, ("lib on cpu", *LIB[1:])})
+
+    assert line.startswith("lib on cuda, some_op, y: matches in committed records but has no derived row; ")
+    monkeypatch.setattr(underived, "exemptions", lambda: (Exemption([LIB[0]], [LIB[1]], [LIB[2]], "not drawn"),))
+    assert list(unstated([row], {LIB})) == []
+
+
+def test_the_command_fails_where_a_match_has_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "calibration/here.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({**measured(reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(0, 0)), "absent": {}}))
+    monkeypatch.setattr("refgrid.proving.tolerance.CALIBRATED", tmp_path / "tolerance.json")
+    monkeypatch.setattr(underived, "matched", lambda *_: {LIB})
+
+    done = CliRunner().invoke(main, ["calibrate", "--no-measure", f"--dataset={ROOT}", f"--results={tmp_path}"])
+
+    assert done.exit_code == 1
+    assert "does not hold: lib on cuda, some_op, y: matches in committed records" in done.output
+    assert (tmp_path / "tolerance.json").is_file()
+
+
+def test_a_reason_that_is_needed_no_more_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    truths = ["lib on cpu", "lib on cuda", "other on cuda"]
+    monkeypatch.setattr(underived, "exemptions", lambda: (Exemption(truths, ["some_op"], ["y"], "not drawn"),))
+    row = derive(reference=(0, 0), formula=(0, 0), own=(0, 0), pair=(0, 0))
+
+    assert outdated([row], {LIB, ("lib on cpu", *LIB[1:])}) == [("lib on cpu", *LIB[1:]), ("other on cuda", *LIB[1:])]
+
+
+def test_what_matched_is_told_by_its_device_and_without_what_two_truths_agreed_on() -> None:
+    def run(source: str | None, verdict: str, device: str) -> Any:
+        compared = {"output": "y", "nonfinite_mismatches": 0}
+        case = SimpleNamespace(definition="d", op="some_op", source=source)
+        outcome = SimpleNamespace(case=case, hashes={}, comparisons=[compared], verdict=SimpleNamespace(value=verdict))
+        header = SimpleNamespace(environment=SimpleNamespace(device=device))
+        return SimpleNamespace(header=header, outcomes={"case": outcome})
+
+    known: Any = SimpleNamespace(definitions={"d": SimpleNamespace(outputs={"y": SimpleNamespace(dtype="bfloat16")})})
+    runs = [
+        run("lib", "match", "cuda"),
+        run("red", "mismatch", "cuda"),
+        run(None, "match", "cuda"),
+        run("b", "match", "cpu"),
+    ]
+
+    assert matched(runs, known) == {LIB, ("b on cpu", "some_op", "y")}

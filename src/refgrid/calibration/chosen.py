@@ -8,11 +8,16 @@ from dataclasses import replace
 
 from refgrid.dataset.case import Case, Selection, plan
 from refgrid.dataset.definition import DataSet
-from refgrid.dataset.memory import bytes_needed
+from refgrid.dataset.memory import bytes_needed, weight_bytes
 from refgrid.dataset.smaller import twin_of
 
 MOST_BYTES = 6 * 2**20  # of inputs and outputs; where nothing is that small, so much more than the smallest
 HEAVY, LIGHT = 2**25, 2**21  # bytes: weights of more than the first are taken as a twin's of at most the second
+# Beside heavy weights, on a GPU, so much more than the smallest: of experts each that a token meets costs a draw time.
+MOST_BESIDE_HEAVY = 2 * 2**20
+# How many draws in a row have the same weights. On a GPU these are of the definition's own size, so that drawing them
+# takes longer than all that is measured with them; each token then goes through others of them.
+SHARING = {"cpu": 1, "cuda": 40}
 
 
 def lightened(dataset: DataSet) -> DataSet:
@@ -50,7 +55,9 @@ def choose(dataset: DataSet, sources: Mapping[str, Collection[str]], ops: Collec
 def _few(dataset: DataSet, group: list[Case]) -> list[Case]:
     group = [case for case in group if not _is_light(dataset, case)] or group
     sized = sorted(((_bytes(dataset, case), case.id, case) for case in group), key=lambda each: each[:2])
-    most = max(MOST_BYTES, sized[0][0] + MOST_BYTES)
+    smallest, _, lightest = sized[0]
+    is_heavy = weight_bytes(dataset.definitions[lightest.definition]) > HEAVY
+    most = smallest + (MOST_BESIDE_HEAVY if is_heavy else MOST_BYTES)
     fitting = [case for size, _, case in sized if size <= most]
     plain, edges = ([case for case in fitting if case.edge is edge] for edge in (False, True))
     wanted = [*plain[-1:], *plain[len(plain) // 2 :][:1], *edges[-1:]]

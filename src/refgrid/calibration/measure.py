@@ -9,13 +9,16 @@ from typing import Any, TypeAlias
 
 import torch
 
+from refgrid.calibration.chosen import SHARING
 from refgrid.calibration.distance import Distance, distance
 from refgrid.calibration.rounding import FLOAT64, FORMULA, REFERENCE, UNIT, least_rtol
+from refgrid.calibration.scores import DTYPE, is_chosen, scores
 from refgrid.dataset.case import Case
 from refgrid.dataset.definition import DataSet, DefinitionError
 from refgrid.dataset.reference import compile_reference
 from refgrid.proving.finding import judge
 from refgrid.proving.forms import form_of
+from refgrid.proving.inputs import forget_weights
 from refgrid.proving.outputs import Tensors
 from refgrid.proving.precision import in_dtype
 from refgrid.proving.tolerance import uncalibrated
@@ -23,9 +26,6 @@ from refgrid.proving.workbench import Laid, Workbench
 from refgrid.sources import Sources
 
 PERCENTILES = (50, 90, 99, 100)
-# How many draws in a row have the same weights. On a GPU these are of the definition's own size, so that drawing them
-# takes longer than all that is measured with them; each token then goes through others of them.
-_SHARING = {"cpu": 1, "cuda": 40}
 
 
 @dataclass(frozen=True, order=True)
@@ -46,15 +46,15 @@ class Measurer:
     """Measures cases on one device, one draw at a time."""
 
     def __init__(self, dataset: DataSet, sources: Sources, device: str) -> None:
-        self._bench = Workbench(dataset, sources, device, sharing=_SHARING[device])
+        self._bench = Workbench(dataset, sources, device, sharing=SHARING[device])
         self._sources, self._device = sources, device
         self.draws: Draws = defaultdict(list)
         self.absent: dict[str, str] = {}  # "source, case" -> why it gave nothing there
 
     def measure(self, case: Case, seeds: Iterable[int]) -> None:
-        """Add the distances of these draws of a case's workload, of outputs that are compared as numbers."""
+        """Add the distances of these draws of a case's workload, of outputs that are not random."""
         outputs = self._bench.dataset.definitions[case.definition].outputs
-        if not any(_calibrates(case.op, name, spec.dtype) for name, spec in outputs.items()):
+        if not any(is_chosen(case.op, name) or _calibrates(case.op, name, outputs[name].dtype) for name in outputs):
             return
         for seed in seeds:
             draw = replace(case, seed=seed)
@@ -65,21 +65,29 @@ class Measurer:
             except Exception as error:  # noqa: BLE001 - other draws and ops are still to be measured; `broken` tells it
                 self._missing(REFERENCE, draw, error)
         self._bench.clear()
+        forget_weights()  # a process that waits for its next task holds nothing that another may need
 
     def _draw(self, case: Case) -> None:
-        laid = self._bench.lay(case)
-        outputs = [name for name, spec in laid.definition.outputs.items() if _calibrates(case.op, name, spec.dtype)]
+        laid, op = self._bench.lay(case), case.op
+        dtypes = {name: spec.dtype for name, spec in laid.definition.outputs.items()}
+        outputs = [name for name, dtype in dtypes.items() if _calibrates(op, name, dtype)]
         exact, reference = self._bench.referee(laid), self._bench.reference(laid)
-        found = {REFERENCE: reference, FORMULA: self._formula(laid, outputs), **self._truths(laid, case)}
-        for name in outputs:
-            dtype = laid.definition.outputs[name].dtype
-            for who, tensors in found.items():
-                if name in tensors:
-                    kept = uncalibrated(case.op, dtype, name, f"{who} on {self._device}").rtol
-                    self._add(Subject(case.op, dtype, name, who, FLOAT64), tensors[name], exact[name], kept)
-                    if who not in (REFERENCE, FORMULA):
-                        subject = Subject(case.op, dtype, name, REFERENCE, who)
-                        self._add(subject, reference[name], tensors[name], kept)
+        formula, truths = self._formula(laid, outputs), self._truths(laid, case)
+        found = {REFERENCE: reference, FORMULA: formula, **truths}
+        for name, dtype in dtypes.items():
+            if name in outputs:
+                given = {who: tensors[name] for who, tensors in found.items() if name in tensors}
+                self._hold(Subject(op, dtype, name, REFERENCE, FLOAT64), given, exact[name])
+            elif is_chosen(op, name):
+                self._hold(Subject(op, DTYPE, name, REFERENCE, FLOAT64), *scores(laid, name, truths, exact[name]))
+
+    def _hold(self, subject: Subject, found: Mapping[str, torch.Tensor], exact: torch.Tensor) -> None:
+        """One output of everyone against float64, and the reference's against each source's."""
+        for who, tensor in found.items():
+            kept = uncalibrated(subject.op, subject.dtype, subject.output, f"{who} on {self._device}").rtol
+            self._add(replace(subject, who=who), tensor, exact, kept)
+            if who not in (REFERENCE, FORMULA):
+                self._add(replace(subject, against=who), found[REFERENCE], tensor, kept)
 
     def _add(self, subject: Subject, actual: torch.Tensor, expected: torch.Tensor, kept: float) -> None:
         if expected.numel():
@@ -120,14 +128,14 @@ def _row(subject: Subject, distances: Sequence[Distance]) -> dict[str, Any]:
     return {
         **asdict(subject),
         "draws": len(distances),
-        "abs": _percentiles([each.abs for each in distances]),
-        "rel": _percentiles([each.rel for each in distances]),
-        **{f"beyond_{name}": _percentiles([each.beyond[name] for each in distances]) for name in distances[0].beyond},
-        "row": _percentiles(rows) if rows else None,
+        "abs": percentiles([each.abs for each in distances]),
+        "rel": percentiles([each.rel for each in distances]),
+        **{f"beyond_{name}": percentiles([each.beyond[name] for each in distances]) for name in distances[0].beyond},
+        "row": percentiles(rows) if rows else None,
     }
 
 
-def _percentiles(values: Sequence[float]) -> list[float]:
+def percentiles(values: Sequence[float]) -> list[float]:
     """The smallest value that so many percent of the draws do not exceed."""
     ranked = sorted(values)
     places = (max(0, -(-len(ranked) * percent // 100) - 1) for percent in PERCENTILES)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from refgrid.calibration import alarms, growth
 from refgrid.calibration.beyond import why
 from refgrid.calibration.derive import Row
 from refgrid.calibration.joined import ENOUGH
@@ -21,7 +22,8 @@ Written by `nox -s calibrate`. A row holds for one truth, output and dtype. *Nee
 reference and the truth differ at most; *allowed before* is what the source documents' table, or the truth's own limit,
 gives. *Three-way* is twice the error of the same formula in the library's dtype, the most that a library's error may
 be; an error in **bold** exceeds it. *Row* is the error of a row over its norm, needed and allowed. Where no error from
-float64 is given, the row follows from committed records, which prove it.
+float64 is given, the row follows from committed records, which prove it. Of chosen indices the scores are meant that
+they were chosen by. Of random samples there is no row: *Random samples* below has what they are held to.
 
 {tighter} of {all} rows are tighter than before.
 
@@ -41,16 +43,26 @@ the rounding of the dtype, the relative error, and the error of a row over its n
 """
 
 _SUMS = """
-A sum of K products in float32 is off by some sqrt(K) 2^-24 of its row's norm. That is far below what rounding the
-output adds, up to the largest K of any definition, so bounds of rows do not depend on K.
+A sum of K products in float32 is off by less than sqrt(K) 2^-24 of its row's norm where each addition is rounded, and
+by a multiple of K where bits are cut off: *Rows and the length of sums*, the last part, measures both. That is far
+below what rounding the output adds, so bounds of rows do not depend on K.
 
 | op | K | sqrt(K) 2^-24 | a row of the reference, at most | rounding of the output |
 |---|---|---|---|---|
 """
 
 
-def report(measurements: Sequence[Mapping[str, Any]], rows: Sequence[Row], dataset: DataSet) -> str:
-    """Markdown: the rows of the table first, then each environment's errors and what no row follows from."""
+def report(
+    measurements: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    dataset: DataSet,
+    samples: Sequence[Mapping[str, Any]] = (),
+    sums: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Markdown: the rows of the table first, then each environment's errors and what no row follows from.
+
+    At last what samples have in place of an error, and how errors grow with the length of sums.
+    """
     tighter = sum(row.atol < row.allowed for row in rows)
     parts = [_HEAD.format(tighter=tighter, all=len(rows))]
     ordered = sorted(rows, key=lambda row: (row.op, row.output, row.truth))
@@ -59,6 +71,7 @@ def report(measurements: Sequence[Mapping[str, Any]], rows: Sequence[Row], datas
         parts += _measurement(measurement)
         parts += _few(measurement)
         parts += _left_out(measurement, dataset)
+    parts += [alarms.section(samples), growth.section(sums)]
     return "".join(parts)
 
 

@@ -11,7 +11,7 @@ from refgrid.calibration.derive import Row, derived
 from refgrid.calibration.evidence import seen, tightened, widened
 from refgrid.calibration.left_out import left_out
 from refgrid.dataset.definition import DataSet
-from refgrid.records.record import read_runs
+from refgrid.records.record import Run, read_runs
 
 _ABOUT = (
     "Written by `nox -s calibrate` from results/calibration/ and the committed records; never edited by hand. "
@@ -24,9 +24,14 @@ def measurements(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
-def rows(measured: Iterable[dict[str, Any]], results: Path, dataset: DataSet) -> list[Row]:
+def committed(results: Path) -> list[Run]:
+    """The runs that are kept in the folder itself."""
+    return [run for run in read_runs(results) if run.file.parent == results]
+
+
+def rows(measured: Iterable[dict[str, Any]], runs: Iterable[Run], dataset: DataSet) -> list[Row]:
     """What calibration measured, no tighter than committed records need; where it has not, what these prove."""
-    proven = seen([run for run in read_runs(results) if run.file.parent == results], dataset)
+    proven = seen(runs, dataset)
     drawn = [row for measurement in measured for row in derived(measurement, left_out(measurement, dataset))]
     found = {_key(row): row for row in tightened(proven)}
     return sorted({**found, **{_key(row): widened(row, proven.get(_key(row))) for row in drawn}}.values(), key=_key)

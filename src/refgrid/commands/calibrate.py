@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from refgrid.commands.duration import duration
 
 if TYPE_CHECKING:
     from refgrid.calibration.run import Plan
@@ -26,9 +29,10 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "ops",
     multiple=True,
     metavar="OP",
-    help="Only this op, the others stay; may be repeated. Implies --no-derive.",
+    help="Only this op, the others stay; may be repeated: in this order. Implies --no-derive.",
 )
 @click.option("-n", "processes", type=click.IntRange(min=1), default=2, show_default=True, help="Processes.")
+@click.option("--budget", callback=duration, metavar="3m", help="When it is spent, no more draws begin.")
 @click.option("--results", type=_FOLDER, default="results", help="Folder of the records; measurements in calibration/.")
 @click.option("--measure/--no-measure", default=True, help="Measure here, or take the measurements that there are.")
 @click.option("--derive/--no-derive", default=True, help="Write the table and the report.")
@@ -39,6 +43,7 @@ def calibrate(
     seeds: int,
     ops: tuple[str, ...],
     processes: int,
+    budget: int | None,
     results: Path,
     *,
     measure: bool,
@@ -46,16 +51,18 @@ def calibrate(
 ) -> None:
     """Measure errors against float64 and derive the table of tolerances.
 
-    Ends 1, once all is written, when a bound does not hold, a truth is beyond the three-way bound without a reason, or
-    a source broke while it was measured.
+    Ends 1, once all is written, when a bound does not hold, a truth is beyond the three-way bound or has no row without
+    a reason, or a source broke while it was measured. Also where the budget did not suffice; ops that are done stay.
     """
     from refgrid.calibration.run import Plan
 
     used: list[dict[str, Any]] = []
     holds = True
     if measure:
-        plan = Plan(dataset.resolve(), device, seeds, ops, processes)
+        plan = Plan(dataset.resolve(), device, seeds, ops, processes, math.inf if budget is None else budget)
         used = [_measure(plan, environment, results / "calibration")]
+        if device == "cpu":
+            _measure_besides(plan, environment, results / "calibration")
     if derive and not ops:
         used = _measurements(results / "calibration")
         holds = _derive(used, results, dataset)
@@ -88,6 +95,30 @@ def _measure(plan: Plan, environment: str, folder: Path) -> dict[str, Any]:
         written(found, file)  # without what an earlier one has of ops that are no more
     click.echo(f"written: {file}")
     return found
+
+
+def _measure_besides(plan: Plan, environment: str, folder: Path) -> None:
+    """False alarms of random samples and rows over the length of sums, each as a whole with any of its ops.
+
+    On a CPU alone: no device changes the former, and a GPU's leases are those of the processes that measure errors.
+    """
+    import torch
+
+    from refgrid.calibration import samples, sums
+    from refgrid.calibration.run import written
+    from refgrid.dataset.definition import load_dataset
+    from refgrid.environments.measured import measure
+    from refgrid.sources import Sources
+
+    torch.set_num_threads(1)
+    dataset, here = load_dataset(plan.root), measure(environment, plan.device, Sources().distributions)
+    wanted = {*(plan.ops or Sources().ops)}
+    if wanted & {*samples.random_ops(dataset, Sources())}:
+        written(samples.measured(dataset, here), folder / "samples" / f"{environment}.json")
+        click.echo("measured: false alarms of random samples")
+    if wanted & {*sums.ops(dataset)}:
+        written(sums.measured(dataset, here), folder / "sums" / f"{environment}.json")
+        click.echo("measured: rows over the length of sums")
 
 
 def _earlier(file: Path, here: Environment, plan: Plan) -> dict[str, Any] | None:
@@ -123,20 +154,26 @@ def _measurements(folder: Path) -> list[dict[str, Any]]:
 
 def _derive(measured: list[dict[str, Any]], results: Path, dataset: Path) -> bool:
     """Whether every bound holds; written even where one does not: the report shows by how much."""
+    from refgrid.calibration import alarms, growth
     from refgrid.calibration.beyond import unexplained
     from refgrid.calibration.derive import failures
     from refgrid.calibration.report import report
-    from refgrid.calibration.table import rows, write
+    from refgrid.calibration.table import committed, measurements, rows, write
+    from refgrid.calibration.underived import matched, unstated
     from refgrid.dataset.definition import load_dataset
     from refgrid.proving.tolerance import CALIBRATED
 
     data = load_dataset(dataset.resolve())
-    found = rows(measured, results, data)
+    runs = committed(results)
+    found = rows(measured, runs, data)
     told = results / "calibration" / "report.md"
-    told.write_text(report(measured, found, data), encoding="utf-8")
+    samples, sums = (measurements(told.parent / name) for name in ("samples", "sums"))
+    told.write_text(report(measured, found, data, samples, sums), encoding="utf-8")
     write(found, CALIBRATED)
     click.echo(f"written: {CALIBRATED.name} with {len(found)} rows, {told}")
-    beyond = [*failures(found), *unexplained(found)]
+    beyond = [*failures(found), *unexplained(found), *unstated(found, matched(runs, data))]
+    beyond += [line for each in samples for line in alarms.unsound(each)]
+    beyond += [line for each in sums for line in growth.unsound(each)]
     for line in beyond:
         click.echo(f"does not hold: {line}", err=True)
     return not beyond
