@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from grouped_layouts import Layout, Subject, drawn, drawn_like, planned, run, run_backward, run_both
+from grouped_gradients import (
+    check_gradients_in_another_order,
+    check_separate_gradients,
+    check_summed_gradients,
+    check_summed_in_float32,
+)
+from grouped_layouts import (
+    Layout,
+    Subject,
+    drawn,
+    drawn_like,
+    moved_rows,
+    parts,
+    planned,
+    run,
+    run_backward,
+    run_both,
+)
 from grouped_samples import Tensors, hold_keys, hold_lse, hold_rows
 from naive_grouped import Entry, attend, dense_mask, flash, gradients, hold_to_twice
 
@@ -117,40 +134,21 @@ def check_separate_calls(layout: Layout, subject: Subject) -> None:
     """The same bits as a call of the same backend for each slice, on its rows and keys alone."""
     told = drawn(layout, subject)
     out, lse = run(told, planned(layout, subject, max_splits=1), subject)
-    for q_start, q_end, k_start, k_end, mask_type in layout.entries:
-        rows, keys = slice(q_start, q_end), slice(k_start, k_end)
-        alone = Layout([(0, q_end - q_start, 0, k_end - k_start, mask_type)], q_end - q_start, k_end - k_start)
-        parts = (told[0][rows], told[1][keys], told[2][keys])
-        found = run(parts, planned(alone, subject, max_splits=1), subject)
+    for rows, keys, alone in parts(layout):
+        own = told[0][rows], told[1][keys], told[2][keys]
+        found = run(own, planned(alone, subject, max_splits=1), subject)
 
-        assert torch.equal(out[rows], found[0]), f"out of the slice {layout.entries} is not that of a call of its own"
+        assert torch.equal(out[rows], found[0]), f"out of {alone} is not that of a call of its own"
         assert torch.equal(lse[:, rows], found[1])
 
 
-def check_summed_gradients(layout: Layout, subject: Subject) -> None:
-    """dk and dv are the sums of those of calls for each slice, to a rounding of each."""
-    told = drawn(layout, subject)
-    dout = drawn_like(told[0])
-    _, dk, dv = run_backward(told, planned(layout, subject), subject, dout)
-    sums = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in (dk, dv)]
-    sizes = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in (dk, dv)]
-    for entry in layout.entries:
-        parts = run_backward(told, planned(layout, subject, [entry]), subject, dout)[1:]
-        for total, size, part in zip(sums, sizes, parts, strict=True):
-            total.add_(part.double())
-            size.add_(part.double().abs())
-    for found, total, size in zip((dk, dv), sums, sizes, strict=True):
-        allowed = torch.finfo(subject.dtype).eps * (size + found.double().abs()) + 1e-3 * size.max()
-        assert ((found.double() - total).abs() <= allowed).all()
-
-
 def check_order_of_slices(layout: Layout, subject: Subject) -> None:
-    """Told in another order, and with the rows themselves in another order, everything is the same bits."""
+    """Told in another order, and with the rows themselves in another order, out and lse are the same bits."""
     told = drawn(layout, subject)
     out, lse = run(told, planned(layout, subject, max_splits=1), subject)
     reordered = list(reversed(layout.entries))
     again = run(told, planned(layout, subject, reordered, max_splits=1), subject)
-    moved, order = _moved(reordered)
+    moved, order = moved_rows(reordered)
     rows = torch.tensor(order, dtype=torch.long, device=subject.device)
     there = Layout(moved, len(order), layout.total_k)
     moved_out, moved_lse = run((told[0][rows], *told[1:]), planned(there, subject, max_splits=1), subject)
@@ -159,16 +157,6 @@ def check_order_of_slices(layout: Layout, subject: Subject) -> None:
     assert torch.equal(lse, again[1])
     assert torch.equal(out[rows], moved_out)
     assert torch.equal(lse[:, rows], moved_lse)
-
-
-def _moved(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
-    """The slices with their rows back to back in this order, and which rows those were."""
-    moved: list[Entry] = []
-    order: list[int] = []
-    for q_start, q_end, *keys in entries:
-        moved.append((len(order), len(order) + q_end - q_start, keys[0], keys[1], keys[2]))
-        order += range(q_start, q_end)
-    return moved, order
 
 
 def check_split_slices(layout: Layout, subject: Subject) -> None:
@@ -276,7 +264,10 @@ CHECKS: dict[str, Callable[[Layout, Subject], None]] = {
     "needles": check_needles,
     "separate calls": check_separate_calls,
     "summed gradients": check_summed_gradients,
+    "summed in float32": check_summed_in_float32,
+    "separate gradients": check_separate_gradients,
     "order of slices": check_order_of_slices,
+    "gradients in another order": check_gradients_in_another_order,
     "split slices": check_split_slices,
     "poisoned keys": check_poisoned_keys,
     "deterministic": check_deterministic,

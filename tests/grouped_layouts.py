@@ -86,6 +86,23 @@ def layouts(unit: int) -> dict[str, Layout]:
     }
 
 
+def parts(layout: Layout) -> Iterator[tuple[slice, slice, Layout]]:
+    """The rows and the keys of each slice, and the slice alone over those."""
+    for q_start, q_end, k_start, k_end, mask_type in layout.entries:
+        own = (0, q_end - q_start, 0, k_end - k_start, mask_type)
+        yield slice(q_start, q_end), slice(k_start, k_end), Layout([own], own[1], own[3])
+
+
+def moved_rows(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
+    """The slices with their rows back to back in this order, and which rows those were."""
+    moved: list[Entry] = []
+    order: list[int] = []
+    for q_start, q_end, *keys in entries:
+        moved.append((len(order), len(order) + q_end - q_start, keys[0], keys[1], keys[2]))
+        order += range(q_start, q_end)
+    return moved, order
+
+
 def planned(
     layout: Layout, subject: Subject, entries: Sequence[Entry] | None = None, **options: Any
 ) -> GroupedAttnPlan:
@@ -131,11 +148,14 @@ def run(told: Tensors, plan: GroupedAttnPlan, subject: Subject) -> tuple[torch.T
         return grouped_flash_attn_func(*told, plan, backend=subject.backend)
 
 
-def run_backward(told: Tensors, plan: GroupedAttnPlan, subject: Subject, dout: torch.Tensor) -> Tensors:
+def run_backward(
+    told: Tensors, plan: GroupedAttnPlan, subject: Subject, dout: torch.Tensor, scale: float | None = None
+) -> Tensors:
     """dq, dk, dv; from poisoned tensors too if the plan is deterministic, as memory is poisoned by asking for that."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in told]
     with poisoned_memory():
-        out, _ = grouped_flash_attn_func(leaves[0], leaves[1], leaves[2], plan, backend=subject.backend)
+        told = leaves[0], leaves[1], leaves[2]
+        out, _ = grouped_flash_attn_func(*told, plan, softmax_scale=scale, backend=subject.backend)
     with poisoned_memory() if plan.deterministic else nullcontext():
         dq, dk, dv = torch.autograd.grad(out, leaves, dout)
     return dq, dk, dv

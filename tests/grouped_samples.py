@@ -59,6 +59,13 @@ def hold_keys(run: Run, count: int = 32, *, large: bool = False) -> None:
         hold_to_twice(f"{name} of sampled keys", found, low, true, largest=3, rms=2 if large else 1.5)
 
 
+def hold_same_bits(once: Run, again: Run) -> None:
+    """What came out of two runs of the same inputs, gradients among it."""
+    for name in ("out", "lse", "dq", "dk", "dv"):
+        one, other = getattr(once, name), getattr(again, name)
+        assert torch.equal(one, other), f"{(one != other).sum()} elements of {name} have other bits the second time"
+
+
 def hold_lse(found: torch.Tensor, truth: torch.Tensor) -> None:
     """Within 1e-3, and 1e-5 of its size where that is large; -inf where and only where it should be."""
     assert torch.equal(found.isneginf(), truth.isneginf()), "lse is -inf elsewhere than it should be"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from grouped_checks import CHECKS, LARGE, check_compiled, check_precision
+from grouped_forms import FORMS
 from grouped_gpu import BACKENDS, subject_of
 from grouped_layouts import Layout, Subject, drawn, layouts, planned, run_both
 from grouped_planning import check_planning
@@ -55,6 +56,22 @@ def test_both_ways_backward(way: str, layout: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(aten, "faster_way", lambda _: WAYS[way])
 
     check_precision(LAYOUTS[layout], subject_of("torch"))
+
+
+@pytest.mark.parametrize("check", ["precision", "rows without keys", "visible counts", "summed in float32"])
+@pytest.mark.parametrize("layout", ["zigzag of two sequences, 43", "masks interleaved, 64", "gaps, 43"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_the_reference(head_dim: int, layout: str, check: str) -> None:
+    CHECKS[check](LAYOUTS[layout], subject_of("reference", head_dim=head_dim))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Attempting to run cuBLAS, but there was no current CUDA context"
+)  # of emulated ranks
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", dict.fromkeys([*BACKENDS, "reference"]))
+def test_other_forms(backend: str, form: str) -> None:
+    FORMS[form](subject_of(backend))
 
 
 @pytest.mark.parametrize("check", LARGE)

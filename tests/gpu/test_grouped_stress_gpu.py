@@ -5,12 +5,15 @@ Rows and keys are sampled, those at the ends of slices among them, and computed 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from grouped_checks import check_visible_counts_of_rows
 from grouped_gpu import BACKENDS, subject_of
-from grouped_layouts import Layout, Subject, drawn, planned, run_both, zigzag
-from grouped_samples import hold_keys, hold_rows
+from grouped_layouts import Layout, drawn, planned, run_both, zigzag
+from grouped_memory import check_memory
+from grouped_samples import hold_keys, hold_rows, hold_same_bits
 
 from refgrid_solutions.grouped_attention import backends, grouped_flash_attn_func
 
@@ -68,8 +71,11 @@ def test_every_dtype_at_16k_and_inputs_ten_times_as_large(backend: str, dtype: t
 
 @pytest.mark.parametrize("backend", LARGE)
 def test_gradients_at_32k(backend: str) -> None:
-    found = run_both(zigzag([32 * K], 0, 1), subject_of(backend, **LLAMA), deterministic=True)
+    found, again = (
+        run_both(zigzag([32 * K], 0, 1), subject_of(backend, **LLAMA), deterministic=True) for _ in range(2)
+    )
 
+    hold_same_bits(found, again)
     hold_rows(found)
     hold_keys(found, count=64)
     assert all(gradient.isfinite().all() for gradient in (found.dq, found.dk, found.dv))
@@ -89,33 +95,23 @@ def test_128k_is_the_same_bits_as_a_call_for_each_group(backend: str) -> None:
         assert torch.equal(lse[:, q_start:q_end], found[1])
 
 
-def let_go() -> None:
-    """Autograd's thread holds what a pass has saved until it has begun with another: a tiny one."""
-    torch.ones(1, device="cuda", requires_grad=True).sum().backward()
-    torch.cuda.synchronize()
-
-
-def allocated_after(count: int, layout: Layout, subject: Subject, *, planning: bool) -> tuple[int, int]:
-    """Bytes held, and at most held, after so many forward and backward passes."""
-    leaves = [tensor.requires_grad_() for tensor in drawn(layout, subject)]
-    dout, plan = torch.randn_like(leaves[0]), planned(layout, subject)
-    let_go()
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(count):
-        plan = planned(layout, subject) if planning else plan
-        out, _ = grouped_flash_attn_func(leaves[0], leaves[1], leaves[2], plan, backend=subject.backend)
-        torch.autograd.grad(out, leaves, dout)
-        del out
-        let_go()
-    return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-
-
 @pytest.mark.parametrize("planning", [False, True], ids=["one plan", "a plan a call"])
 @pytest.mark.parametrize("backend", LARGE)
 def test_memory_after_100_calls_is_that_after_3(backend: str, planning: bool) -> None:
-    subject, layout = subject_of(backend, **LLAMA), prefixes(8, 512)
-    allocated_after(1, layout, subject, planning=planning)  # what a first call keeps for good, such as a workspace
+    check_memory(prefixes(8, 512), subject_of(backend, **LLAMA), planning=planning)
 
-    assert allocated_after(100, layout, subject, planning=planning) == allocated_after(
-        3, layout, subject, planning=planning
-    )
+
+@pytest.mark.parametrize("backend", LARGE)
+def test_a_call_that_keeps_one_byte_is_seen(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, kept = subject_of(backend, **LLAMA), list[torch.Tensor]()
+    module: Any = backends.load(backend)
+    true = module.forward
+
+    def leaking(*told: Any) -> Any:
+        kept.append(torch.empty(1, dtype=torch.uint8, device="cuda"))
+        return true(*told)
+
+    monkeypatch.setattr(module, "forward", leaking)
+
+    with pytest.raises(AssertionError, match="bytes after 100 calls"):
+        check_memory(prefixes(8, 512), subject, planning=False)

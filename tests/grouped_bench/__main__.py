@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from grouped_bench import goals
 from grouped_bench.report import markdown, plot, read, write_csv
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--device", default="cuda", show_default=True, help="cpu times nothing of interest; it tests this.")
 @click.option("--output", type=_FOLDER, default="results/grouped", show_default=True, help="Folder of what is written.")
 @click.option("--bytes", "counted", is_flag=True, help="Count what is read from memory instead, by ncu, forward.")
+@click.option("--plan", "planned", is_flag=True, help="Only time what this host takes to plan; --device cpu will do.")
 @click.option(
     "--render", is_flag=True, help="Only write tables and plot of what was measured; needs matplotlib, no torch."
 )
@@ -36,6 +38,7 @@ def main(
     output: Path,
     *,
     counted: bool,
+    planned: bool,
     render: bool,
     listed: bool,
 ) -> None:
@@ -47,6 +50,8 @@ def main(
     failed: list[str] = []
     if counted:
         failed = _count(patterns, backends.split(","), file)
+    elif planned:
+        _plan(backends.split(","), device, file)
     elif not render:
         failed = _measure(patterns, backends.split(","), rounds, device, file)
     if not file.exists():
@@ -54,9 +59,10 @@ def main(
     rows = read(file)
     write_csv(rows, output / "grouped.csv")
     (output / "grouped.md").write_text(markdown(rows, _names(())), encoding="utf-8")
+    (output / "goals.md").write_text(goals.page(rows), encoding="utf-8")
     if render:
         plot(rows, output / "grouped.png")
-    click.echo(f"written: {output}/grouped.csv, grouped.md{', grouped.png' if render else ''}")
+    click.echo(f"written: {output}/grouped.csv, grouped.md, goals.md{', grouped.png' if render else ''}")
     if failed:
         raise click.ClickException(f"not measured: {', '.join(failed)}")
 
@@ -90,6 +96,15 @@ def _measure(patterns: Sequence[str], backends: Sequence[str], rounds: int, devi
 
     file.parent.mkdir(parents=True, exist_ok=True)
     return measure(_chosen(patterns), backends, rounds, torch.device(device), file)
+
+
+def _plan(backends: Sequence[str], device: str, file: Path) -> None:
+    import torch
+
+    from grouped_bench.measure import plan
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plan(backends, torch.device(device), file, click.echo)
 
 
 def _count(patterns: Sequence[str], backends: Sequence[str], file: Path) -> list[str]:

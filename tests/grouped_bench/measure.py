@@ -16,11 +16,11 @@ from rich.markup import escape
 
 from grouped_bench.pace import Pace
 from grouped_bench.parallel import parallel_ways
-from grouped_bench.report import BYTES, Row, read
-from grouped_bench.shapes import HEAD_DIM, Shape, prefixes
+from grouped_bench.planning import GROUPS, planned
+from grouped_bench.report import BYTES, PLAN, Row, read
+from grouped_bench.shapes import Shape
 from grouped_bench.timing import Times, in_turns, replayed
-from grouped_bench.ways import Call, Problem, backward_ways, forward_ways, problem
-from refgrid_solutions.grouped_attention.backends import refusal
+from grouped_bench.ways import Call, backward_ways, forward_ways, problem
 
 _PASSES: dict[str, Callable[..., tuple[dict[str, Call], dict[str, str]]]] = {
     "forward": forward_ways,
@@ -39,10 +39,9 @@ def measure(
     -> what could not be measured, or was while the GPU was slow; the rest was.
     """
     console = Console()
-    for line in planning(backends, rounds, device):
-        console.print(line, highlight=False)
+    plan(backends, device, file, lambda line: console.print(line, highlight=False))
     earlier = read(file) if file.exists() else []
-    done = {(row["shape"], row["pass"]) for row in earlier if row["mode"] != BYTES}
+    done = {(row["shape"], row["pass"]) for row in earlier if row["mode"] not in {BYTES, PLAN}}
     pace, failed = Pace(earlier, device, _device_name(device)), []
     for number, (shape, name) in enumerate(product(chosen, _PASSES), 1):
         if (shape.name, name) in done:
@@ -58,20 +57,22 @@ def measure(
 
 def _appended(file: Path, rows: Sequence[Row]) -> str:
     """What is told of them."""
-    with file.open("a", encoding="utf-8") as opened:
-        opened.writelines(json.dumps(row) + "\n" for row in rows)
+    _append(file, rows)
     return "; ".join(_short(row) for row in rows if "median_ms" in row)
 
 
-def planning(backends: Sequence[str], rounds: int, device: torch.device) -> Iterator[str]:
-    """What the host takes to plan many groups, for each backend that can run them."""
-    shape = prefixes(64, 256, (32, 8))
-    rows, keys = (torch.empty(shape.total_q, heads, HEAD_DIM, dtype=torch.bfloat16, device=device) for heads in (32, 8))
-    of = Problem(shape, rows, keys, keys, rows)
-    able = [name for name in backends if not refusal(name, of.plan(shape.pieces))]
-    ways = {name: lambda name=name: of.plan(shape.pieces, backend=name) for name in ["auto", *able]}
-    for name, times in in_turns(ways, torch.device("cpu"), rounds).items():
-        yield f"plan of {len(shape.pieces)} groups, {name}: {times.median:.3f} ms"
+def _append(file: Path, rows: Sequence[Row]) -> None:
+    with file.open("a", encoding="utf-8") as opened:
+        opened.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def plan(backends: Sequence[str], device: torch.device, file: Path, say: Callable[[str], object]) -> None:
+    """Append what this host takes to plan many groups, for each backend that can run them, unless it is there."""
+    earlier = read(file) if file.exists() else []
+    found = planned(earlier, backends, device, _device_name(device))
+    _append(file, found)
+    for row in found:
+        say(f"plan of {GROUPS} groups, {row['way']} {row['median_ms']:.3f} ms")
 
 
 def _short(row: Row) -> str:

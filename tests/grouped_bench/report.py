@@ -13,6 +13,8 @@ from typing import Any
 Row = dict[str, Any]
 
 BYTES = "bytes"  # the mode of rows that tell no time, but what was read from memory
+PLAN = "plan"  # of rows that tell a host's time
+FEWEST_RESAMPLED = 7  # rounds: fewer values drawn again and again are no interval
 
 _COLOURS = {
     "fa3": "tab:blue",
@@ -35,12 +37,12 @@ def read(file: Path) -> list[Row]:
 
 
 def write_csv(rows: Iterable[Row], file: Path) -> None:
-    """A line for each time, and one more for each way that a grouped call is held against."""
+    """A line for each time on the device, and one more for each way that a grouped call is held against."""
     with file.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, FIELDS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            if "median_ms" in row or "read_bytes" in row:
+            if row["mode"] != PLAN and ("median_ms" in row or "read_bytes" in row):
                 writer.writerow(row)
             for over, (speedup, low, high) in row.get("speedups", {}).items():
                 writer.writerow({**row, "over": over, "speedup": speedup, "speedup_low": low, "speedup_high": high})
@@ -52,17 +54,19 @@ def markdown(rows: Sequence[Row], shapes: Iterable[str] = ()) -> str:
     shapes: names of all that could be timed; those that were not are listed.
     """
     timed = [row for row in rows if "median_ms" in row]
-    lines = ["# Grouped attention, timed", "", _told(rows)]
+    lines = ["# Grouped attention, timed", "", _told(rows), "", "## What was timed beside", "", *_beside(timed)]
     grouped = [row for row in timed if row["speedups"]]
     for part in dict.fromkeys(map(_part, grouped)):
         lines += ["", f"## {', '.join(part)}", "", *_table([row for row in grouped if _part(row) == part])]
     counted = [row for row in rows if row["mode"] == BYTES]
     if counted:
         lines += ["", "## Bytes read from memory, forward", "", *_traffic(counted)]
+    if plans := [row for row in rows if row["mode"] == PLAN]:
+        lines += ["", "## Plans of 64 groups, by the host", "", *_plans(plans)]
     refused = {(row["way"], row["refused"], row["shape"]) for row in rows if "refused" in row}
     if missing := Counter((way, why) for way, why, _ in sorted(refused)):
         lines += ["", "## Not run", "", *(f"- {way}, in {n} shapes: {why}" for (way, why), n in missing.items())]
-    times = {row["shape"] for row in timed}
+    times = {row["shape"] for row in timed if row["mode"] != PLAN}
     if untimed := [shape for shape in shapes if shape not in times]:
         lines += ["", f"## Not timed: {len(untimed)} of {len(times) + len(untimed)} shapes", "", ", ".join(untimed)]
     return "\n".join(lines) + "\n"
@@ -111,24 +115,63 @@ def _plotted(row: Row, what: str, model: str) -> bool:
 def _told(rows: Sequence[Row]) -> str:
     first = next((row for row in rows if "device" in row), {})
     where = f"On {first.get('device', 'nothing')}, torch {first.get('torch', '?')}"
-    rounds = " or ".join(map(str, sorted({row["rounds"] for row in rows if "rounds" in row}))) or "no"
+    rounds = " or ".join(map(str, sorted({r["rounds"] for r in rows if "rounds" in r and r["mode"] != PLAN}))) or "no"
     return (
         f"{where}: medians of {rounds} rounds in turns, with the lowest and the highest; how often "
-        "a grouped call fits into the time of each other way, and in brackets where that lies in 95 of 100 resamples. "
+        "a grouped call fits into the time of each other way, and in brackets where that lies in 95 of 100 resamples; "
+        f"of fewer than {FEWEST_RESAMPLED} rounds, too few to resample, the lowest and the highest, in round brackets. "
         "FLOPs are those of visible pairs. Eager: with what the host takes to launch; graph: CUDA graphs, without. "
         "`PyTorch: context parallel` is this benchmark's own writing of what PyTorch launches, FlashAttention-2 for a "
-        "shard after the other and their merge, without its exchange. `launches in order`: one a slice."
+        "shard after the other and their merge, without its exchange. `launches in order`: one a slice. "
+        f"{_paced(rows)} [Which goals this meets](goals.md)."
     )
+
+
+def _paced(rows: Sequence[Row]) -> str:
+    """Beside how many passes a product of matrices tells what the GPU could."""
+    passes = {(row["shape"], row["pass"]) for row in rows if "tflops" in row}
+    found = {(row["shape"], row["pass"]): row["matmul_tflops"] for row in rows if "matmul_tflops" in row}
+    if not found:
+        return f"No product of matrices was timed beside any of the {len(passes)} passes; from the next run on one is."
+    low, high = min(found.values()), max(found.values())
+    return f"Beside {len(found)} of {len(passes)} passes a product of matrices ran at {low:.0f} to {high:.0f} TFLOP/s."
+
+
+def _beside(rows: Sequence[Row]) -> Iterator[str]:
+    """In how many shapes each way stood beside a grouped call; of context parallelism, of those with several ranks."""
+    yield "| pass | way | timed in | of shapes |"
+    yield "|---" * 4 + "|"
+    for name, of in {(row["pass"], row["way"].partition(":")[0]): None for row in rows if "tflops" in row}:
+        own = [row for row in rows if row["pass"] == name and row["way"].partition(":")[0] == of]
+        shapes = {row["shape"] for row in rows if row["pass"] == name and (of != "PyTorch" or row["world"] > 1)}
+        for way in dict.fromkeys(row["way"] for row in own if not row["way"].endswith("grouped")):
+            yield f"| {name} | {way} | {len({row['shape'] for row in own if row['way'] == way})} | {len(shapes)} |"
+
+
+def _plans(rows: Sequence[Row]) -> Iterator[str]:
+    """Of each host, in the median and between the quarters; others may have had its processors, as its load tells."""
+    yield "| plan | host | load | for | torch | rounds | ms | middle half | lowest to highest |"
+    yield "|---" * 9 + "|"
+    for row in rows:
+        told = "{median_ms:.3f} | {first_ms:.3f} to {third_ms:.3f} | {lowest_ms:.3f} to {highest_ms:.3f}".format(**row)
+        cells = [row[name] for name in ("way", "host", "load", "device", "torch", "rounds")]
+        yield f"| {' | '.join(map(str, cells))} | {told} |"
+    yield ""
+    yield "For a CPU: the plans of an H200, made on this host and not copied to a device."
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
     """Of one backend: its own other ways, then those of PyTorch and FlashInfer."""
     others = [way for way in dict.fromkeys(way for row in rows for way in row["speedups"]) if _comparable(rows[0], way)]
     named = [way.removeprefix(f"{_backend(rows[0])}: ") for way in others]
-    yield f"| shape | ms | TFLOP/s | {' | '.join(f'over {way}' for way in named)} |"
-    yield "|---" * (len(others) + 3) + "|"
+    paced = any("matmul_tflops" in row for row in rows)
+    product_head = ["product of matrices"] if paced else []
+    yield f"| {' | '.join(['shape', 'ms', 'TFLOP/s', *product_head, *(f'over {way}' for way in named)])} |"
+    yield "|---" * (len(others) + 3 + paced) + "|"
     for row in rows:
-        cells = [_speedup(row["speedups"][way]) if way in row["speedups"] else "" for way in others]
+        cells = [_speedup(row["speedups"][way], row) if way in row["speedups"] else "" for way in others]
+        if paced:
+            cells = [f"{row['matmul_tflops']:.0f}" if "matmul_tflops" in row else "", *cells]
         ms = "{median_ms:.3f} ({lowest_ms:.3f} to {highest_ms:.3f})".format(**row)
         yield f"| {row['shape']} | {ms} | {row['tflops']:.0f} | {' | '.join(cells)} |"
 
@@ -151,5 +194,11 @@ def _comparable(row: Row, way: str) -> bool:
     return way.partition(":")[0] in (_backend(row), "PyTorch", "flashinfer")
 
 
-def _speedup(told: Sequence[float]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*told)
+def _speedup(told: Sequence[float], row: Row) -> str:
+    return f"{told[0]:.2f} {interval(told, row, 2)}"
+
+
+def interval(told: Sequence[float], row: Row, digits: int) -> str:
+    """Where a speedup lies in resamples; of few rounds these end at the lowest and the highest, and it says those."""
+    low, high = (f"{each:.{digits}f}" for each in told[1:])
+    return f"({low} to {high})" if row["rounds"] < FEWEST_RESAMPLED else f"[{low}, {high}]"

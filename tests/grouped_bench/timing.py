@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from grouped_bench.report import FEWEST_RESAMPLED
+
 _SAMPLE_MS = 1.0  # calls of one sample take about so long: an event's own resolution is 0.5 us
 _DRAWS = 400
 
@@ -31,8 +33,13 @@ class Times:
         return min(self.rounds), max(self.rounds)
 
     def speedup(self, over: Times) -> tuple[float, float, float]:
-        """How often this fits into the other: the median over rounds, and where it lies in 95 % of resamples."""
+        """How often this fits into the other: the median over rounds, and where it lies in 95 % of resamples.
+
+        Of few rounds, the lowest and the highest.
+        """
         ratios = [theirs / mine for mine, theirs in zip(self.rounds, over.rounds, strict=True)]
+        if len(ratios) < FEWEST_RESAMPLED:
+            return statistics.median(ratios), min(ratios), max(ratios)
         draw = random.Random(0)
         medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))
         return statistics.median(ratios), medians[_DRAWS // 40], medians[-1 - _DRAWS // 40]

@@ -40,26 +40,30 @@ def auto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 
 
 @pytest.mark.parametrize(
-    ("refused", "chosen"),
+    ("refused", "few", "chosen"),
     [
-        (set(), ("fa3", "triton")),
-        ({"fa3"}, ("triton", "triton")),
-        ({"triton"}, ("fa3", "fa3")),
-        ({"fa3", "triton"}, ("torch", "torch")),
-        ({"fa3", "triton", "torch", "cuda"}, ("reference", "reference")),
+        (set(), False, ("fa3", "triton")),
+        (set(), True, ("fa3", "fa3")),
+        ({"fa3"}, False, ("triton", "triton")),
+        ({"fa3"}, True, ("triton", "triton")),
+        ({"triton"}, False, ("fa3", "fa3")),
+        ({"fa3", "triton"}, False, ("torch", "torch")),
+        ({"fa3", "triton", "torch", "cuda"}, False, ("reference", "reference")),
     ],
 )
 def test_auto_takes_the_fastest_that_can_run_without_gradients_and_with_them(
-    refused: set[str], chosen: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    refused: set[str], few: bool, chosen: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "refusal", lambda name, _: "no" if name in refused else "")
-    plan: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(backends, "few_tiles", lambda _: few)
+    plan: Any = SimpleNamespace(device=torch.device("cuda", 0), deterministic=False)
 
     assert backends.choose(plan) == chosen
 
 
 def test_where_none_can_run_each_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "refusal", lambda name, _: f"{name} is tired")
+    monkeypatch.setattr(backends, "few_tiles", lambda _: False)
     plan: Any = SimpleNamespace(device=torch.device("cuda", 0))
 
     with pytest.raises(ValueError, match="no backend can run this: fa3: fa3 is tired; triton: triton is tired; torch:"):

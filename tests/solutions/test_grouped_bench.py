@@ -18,8 +18,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from grouped_bench import pace as pace_module
+from grouped_bench import planning, traffic
 from grouped_bench import shapes as shapes_module
-from grouped_bench import traffic
 from grouped_bench import ways as ways_module
 from grouped_bench.__main__ import main
 from grouped_bench.parallel import parallel_ways
@@ -288,11 +288,12 @@ def figure(monkeypatch: pytest.MonkeyPatch) -> type[Figure]:
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(shapes_module, "shapes", lambda: iter([TINY]))
+    monkeypatch.setattr(planning, "_ROUNDS", 2)
     arguments = ["--device", "cpu", "--backends", "fa3,reference", "--rounds", "2", "--output", str(tmp_path)]
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
-    assert re.search(r"plan of 64 groups, reference: \d+\.\d{3} ms", said)
+    assert re.search(r"plan of 64 groups, reference: plan \d+\.\d{3} ms", said)
     assert "1 of 3 tiny, forward: reference: grouped eager" in said
     return tmp_path
 
@@ -323,7 +324,7 @@ def test_what_fails_is_named_and_the_rest_is_timed(tmp_path: Path, monkeypatch: 
     assert done.exit_code == 1
     assert "ValueError: reference: launches in order and reference: grouped differ by" in " ".join(done.output.split())
     assert "not measured: tiny, forward" in done.output
-    assert {row["pass"] for row in read(tmp_path / "grouped.ndjson")} == {"context parallel"}
+    assert {row["pass"] for row in read(tmp_path / "grouped.ndjson")} == {"planning", "context parallel"}
 
 
 def test_masks_are_those_of_the_module() -> None:
@@ -341,7 +342,8 @@ def test_shapes_come_in_the_order_in_which_they_are_asked_for() -> None:
 def test_what_was_measured_is_not_measured_again(measured: Path) -> None:
     before = (measured / "grouped.ndjson").read_text()
 
-    CliRunner().invoke(main, ["--device", "cpu", "--output", str(measured)], catch_exceptions=False)
+    arguments = ["--device", "cpu", "--backends", "fa3,reference", "--output", str(measured)]
+    CliRunner().invoke(main, arguments, catch_exceptions=False)
 
     assert (measured / "grouped.ndjson").read_text() == before
 
@@ -360,7 +362,16 @@ def test_a_shape_whose_bytes_were_counted_is_still_timed(measured: Path) -> None
 
 
 def test_tables_and_plot_follow_from_the_rows_alone(tmp_path: Path, figure: type[Figure]) -> None:
-    shape = {"kind": "zigzag", "model": "8B", "world": 8, "rank": 7, "stride": 0, "pass": "forward", "mode": "graph"}
+    shape = {
+        "kind": "zigzag",
+        "model": "8B",
+        "rounds": 11,
+        "world": 8,
+        "rank": 7,
+        "stride": 0,
+        "pass": "forward",
+        "mode": "graph",
+    }
     speedups = {"fa3: launches in order": (1.25, 1.2, 1.3), "torch: grouped": (2.0, 2.0, 2.0)}
     times = {"median_ms": 1.0, "lowest_ms": 0.9, "highest_ms": 1.1}
     time = {"way": "fa3: grouped", **times, "tflops": 600.0, "speedups": speedups}
@@ -384,7 +395,7 @@ def test_rendering_measures_nothing_and_adds_the_plot(measured: Path) -> None:
 
     done = CliRunner().invoke(main, ["--render", "--output", str(measured)], catch_exceptions=False)
 
-    assert done.output == f"written: {measured}/grouped.csv, grouped.md, grouped.png\n"
+    assert done.output == f"written: {measured}/grouped.csv, grouped.md, goals.md, grouped.png\n"
     assert (measured / "grouped.ndjson").read_text() == before
     assert (measured / "grouped.png").read_bytes() == b"a plot"
 

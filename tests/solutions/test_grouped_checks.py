@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from naive_grouped import Entry, dense_mask, hold_to_twice, visible
 
 from refgrid_solutions.grouped_attention.backends import naive
+from refgrid_solutions.grouped_attention.plan import host_ints
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, Slice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +53,19 @@ def backward_fault(index: int, change: Callable[..., Any]) -> Fault:
         monkeypatch.setattr(naive, "backward", faulty)
 
     return plant
+
+
+def summed_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference, with gradients of a slice after the other added up in the tensors' dtype."""
+    true: Any = naive.backward
+
+    def faulty(*told: Any) -> Any:
+        plan = told[6]
+        alone = [replace(plan, host=host_ints([0, 0, *piece])) for piece in plan.slices]
+        parts = [true(*told[:6], each, told[7]) for each in alone]
+        return [sum(gradients) for gradients in zip(*parts, strict=True)]
+
+    monkeypatch.setattr(naive, "backward", faulty)
 
 
 def input_fault(change: Callable[..., Any]) -> Fault:
@@ -94,6 +109,11 @@ def _of_slices_only(dq: Any, plan: Any) -> Any:
 
 def _several(plan: Any) -> bool:
     return len(plan.slices) > 1
+
+
+def _begins_late(plan: Any) -> bool:
+    """Whether another slice than that of the first row was told first."""
+    return bool(plan.slices[0].q_start > 0)
 
 
 _OF_ROWS = {
@@ -140,10 +160,26 @@ FAULTS: dict[str, tuple[str, str, Fault]] = {
         "same keys",
         backward_fault(1, lambda dk, plan: dk * (0.9 if _several(plan) else 1)),
     ),
+    "slices summed in the tensors' dtype": ("summed in float32", "same keys", summed_in_halves),
     "the first slice favoured": (
         "order of slices",
         "zigzag",
         forward_fault(lambda out, lse, _, plan: (out + 0.01 * plan.slices[0].num_keys, lse)),
+    ),
+    "another group that changes dq": (
+        "separate gradients",
+        "zigzag",
+        backward_fault(0, lambda dq, plan: dq * (1 + 2**-7 * _several(plan))),
+    ),
+    "dq by the order of slices": (
+        "gradients in another order",
+        "zigzag",
+        backward_fault(0, lambda dq, plan: dq * (1 + 2**-7 * _begins_late(plan))),
+    ),
+    "dv by the order of slices": (
+        "gradients in another order",
+        "zigzag",
+        backward_fault(2, lambda dv, plan: dv * (1 + 0.1 * _begins_late(plan))),
     ),
     "a diagonal at the top left": (
         "split slices",

@@ -48,6 +48,7 @@ def test_a_range_tensor_of_floats_is_refused() -> None:
         ({"max_splits": 0}, "max_splits = 0, but should be an integer from 1"),
         ({"deterministic": "yes"}, "deterministic = 'yes', but should be True or False"),
         ({"deterministic": None}, "deterministic = None, but should be True or False"),
+        ({"backward": 1}, "backward = 1, but should be True or False"),
         ({"dtype": torch.int8}, "no backend can run this"),
     ],
 )

@@ -104,6 +104,9 @@ LEGAL_Q = "should be (start, end) with 0 <= start <= end <= total_q = 8"
         pytest.param([(0, 2.0)], [(0, 9)], [0], f"q_ranges[0] = (0, 2.0) is no pair of integers: {LEGAL_Q}", id="2.0"),
         pytest.param([7], [(0, 9)], [0], f"q_ranges[0] = 7 is no pair of integers: {LEGAL_Q}", id="flat"),
         pytest.param(
+            [np.array(7)], [(0, 9)], [0], f"q_ranges[0] = array(7) is no pair of integers: {LEGAL_Q}", id="no dimension"
+        ),
+        pytest.param(
             [(0, 4), (6, 8), (3, 5)],
             [(0, 9)] * 3,
             [0] * 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -16,15 +17,35 @@ from process_ranks import _end, torchrun
 README = Path(__file__).resolve().parents[2] / "solutions/README.md"
 
 
-def test_the_example_prints_what_the_readme_says(tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    ((world_size, name, printed),) = re.findall(
-        r"```console\n\$ torchrun --standalone --nproc-per-node=(\d+) (\S+)\n(.*?)\n```", README.read_text(), re.DOTALL
-    )
+def shown() -> list[tuple[str, str, str, str]]:
+    """The programs, each with the command, the file and what is printed below it."""
+    console = r"```console\n\$ (.*?)(\w+\.py)\n(.*?)\n```"
+    return re.findall(rf"```python\n(.*?)```\n\n{console}", README.read_text(), re.DOTALL)
+
+
+def test_each_program_of_the_readme_is_shown_with_what_it_prints() -> None:
+    assert [(command, name) for _, command, name, _ in shown()] == [
+        ("python3 ", "grouped.py"),
+        ("torchrun --standalone --nproc-per-node=2 ", "zigzag.py"),
+    ]
+    assert README.read_text().count("```python") == len(shown())
+
+
+def test_the_call_prints_what_the_readme_says(tmp_path: Path) -> None:
+    program, _, name, printed = shown()[0]
+    (tmp_path / name).write_text(program)
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    told = subprocess.run([sys.executable, name], cwd=tmp_path, env=there, capture_output=True, text=True, check=True)
+
+    assert told.stdout == f"{printed}\n"
+
+
+def test_the_ranks_print_what_the_readme_says(tmp_path: Path) -> None:
+    program, _, name, printed = shown()[1]
     script = tmp_path / name
     script.write_text(program)
 
-    assert printed in torchrun(script, int(world_size)).splitlines()
+    assert printed in torchrun(script, 2).splitlines()
 
 
 def test_a_rank_that_fails_under_torchrun_is_heard(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import interpreted_triton
 import triton
 import triton.language as tl
 from grouped_checks import CHECKS, LARGE, check_compiled, check_precision
+from grouped_forms import FORMS
 from grouped_layouts import CAUSAL, FULL, Layout, Subject, drawn, layouts, planned, poisoned_memory, run, run_backward
 from grouped_planning import check_planning
 from triton.runtime.errors import InterpreterError
@@ -55,9 +56,20 @@ def test_layouts(layout: str, check: str) -> None:
     CHECKS[check](LAYOUTS[layout], PLAIN)
 
 
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "packed"])  # ranks are threads: not interpreted
+def test_other_forms(form: str) -> None:
+    FORMS[form](PLAIN)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_precision(layout: str) -> None:
     check_precision(LAYOUTS[layout], PLAIN)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["same keys", "sixteen prefixes", "masks interleaved"])
+def test_gradients_of_shared_keys_are_summed_in_float32(layout: str, dtype: torch.dtype) -> None:
+    CHECKS["summed in float32"](LAYOUTS[layout], PLAIN._replace(dtype=dtype))
 
 
 @pytest.mark.parametrize("check", LARGE)

@@ -93,6 +93,7 @@ def test_a_legal_call_is_sent() -> None:
         ({"softmax_scale": "0.1"}, "softmax_scale = '0.1', but should be a finite number, or None"),
         ({"deterministic": "yes"}, "deterministic = 'yes', but should be True or False"),
         ({"causal": None}, "causal = None, but should be True or False"),
+        ({"return_attn_probs": "no"}, "return_attn_probs = 'no', but should be True or False"),
         ({"use_grouped_attention": 2}, "use_grouped_attention = 2, but should be True or False"),
         ({"backend": "fa9"}, "backend = 'fa9', but should be auto or one of"),
         ({"backend": "torch"}, "backend = 'torch' cannot run this plan: device = cpu, but should be on cuda"),

@@ -148,6 +148,8 @@ def plan_grouped_attn(
     """
     check_heads(num_heads_q, num_heads_k, head_dim)
     check_flags(deterministic=deterministic)
+    if backward is not None:
+        check_flags(backward=backward)
     if max_splits is not None:
         check_size("max_splits", max_splits, smallest=1)
     columns = slices_from(q_ranges, k_ranges, mask_types, total_q, total_k)

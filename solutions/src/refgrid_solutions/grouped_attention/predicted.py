@@ -3,13 +3,14 @@
 A launch lasts as long as its work on all processors, or as its longest tile on one, whichever is more, and as a launch
 itself. The numbers of a machine are rough on purpose: they must rank two ways, not time them.
 
-What 38 shapes on an H200 say of that (results/grouped, as graphs; backward is both passes less the forward one):
+What the 92 shapes timed on an H200 by 2026-11-22 say of that (results/grouped, as graphs; backward is both passes less
+the forward one):
 
-- Launches in order, which are CALLS and what autograd adds for cutting the keys, took 4 to 88 % longer than COPIES in
-  all 27 shapes for which COPIES are predicted. Where CALLS are predicted, launches in order took 0 to 7 % longer than
-  those, 31 % with few rows a group. So COPIES were right in the 8 shapes beyond that; of the others this says little.
-- 330 TFLOP/s: dense backward passes of 64K tokens ran at 320 to 327. Predicted times are 0.5 to 0.9 of the measured
-  ones by COPIES, 0.85 to 0.97 by CALLS; a 45th of them for groups of a few rows over 64K keys, where the gradients of
+- Launches in order, which are CALLS and what autograd adds for cutting the keys, took 2 to 88 % longer than COPIES in
+  all 61 shapes for which COPIES are predicted. Where CALLS are predicted, launches in order took -1 to 9 % longer than
+  those, 31 % with few rows a group. So COPIES were right in the 12 shapes beyond that; of the others this says little.
+- 330 TFLOP/s: dense backward passes of 64K tokens ran at 320 to 330. Predicted times are 0.5 to 0.94 of the measured
+  ones by COPIES, 0.84 to 0.99 by CALLS; a 45th of them for groups of a few rows over 64K keys, where the gradients of
   keys for every query head take the time, which both ways write and the model leaves out.
 - Splits (splits.json there): 1, 2 and 4 parts in twelve shapes of 4K and 8K tokens or small groups. Rank 0 of eight at
   4K is faster in parts (2: 1.12 times as fast as 1), and one key head of rank 7 at 4K in 9: 1.65 times. In the other
@@ -22,10 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import starmap
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL, visible_pairs
+
+if TYPE_CHECKING:
+    from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan
 
 # The ways of a backward pass whose kernel needs keys of each slice's own.
 COPIES, CALLS = 0, 1
@@ -64,6 +67,16 @@ def faster_way(plan: GroupedAttnPlan, machine: Machine = H200) -> int:
     copied = _seconds([_together(part) for part in by_mask if part], plan, machine)
     copied += _copying_seconds(sum(keys), plan, machine)
     return COPIES if copied < _seconds(calls, plan, machine) else CALLS
+
+
+def few_tiles(plan: GroupedAttnPlan, machine: Machine = H200) -> bool:
+    """Whether the tiles of keys, of all their heads, are fewer than processors, and those of rows than two each.
+
+    A tile of keys has all rows that see it, of all query heads that share the head, and is one program of the kernels
+    that sum on the chip: with few tiles most processors wait for the longest. Other kernels cut by query heads, too.
+    """
+    keys, rows = (-(-count // _TILE) for count in (plan.total_k, plan.total_q))
+    return keys * plan.num_heads_k < machine.processors and rows * plan.num_heads_q < 2 * machine.processors
 
 
 def splits(plan: GroupedAttnPlan, processors: int) -> int:

@@ -177,7 +177,7 @@ def _are_legal(columns: Columns, total_q: int, total_k: int) -> bool:
 
 
 def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tuple[int, int]:
-    bounds = [integer_or_none(value) for value in entry] if hasattr(entry, "__len__") else []
+    bounds = [integer_or_none(value) for value in entry] if _has_length(entry) else []
     legal = f"should be (start, end) with 0 <= start <= end <= {total_name} = {total}"
     if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
         raise ValueError(f"{name}[{index}] = {entry!r} is no pair of integers: {legal}")
@@ -186,6 +186,11 @@ def _pair(name: str, index: int, entry: Any, total_name: str, total: int) -> tup
     if not 0 <= start <= end <= total:
         raise ValueError(f"{name}[{index}] = ({start}, {end}) {wrong}: {legal}")
     return start, end
+
+
+def _has_length(entry: Any) -> bool:
+    """A tensor without dimensions has the method, but no length."""
+    return hasattr(entry, "__len__") and getattr(entry, "ndim", 1) > 0
 
 
 def _mask(index: int, entry: Any) -> int:

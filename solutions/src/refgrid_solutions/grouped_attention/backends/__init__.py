@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
+from refgrid_solutions.grouped_attention.predicted import few_tiles
+
 if TYPE_CHECKING:
     from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan
 
@@ -52,8 +54,8 @@ class Backend(Protocol):
     backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
-# In the order in which "auto" asks them where no gradient will be needed: fa3 took the least time of all 39 shapes that
-# were timed on an H200 (results/grouped, as graphs), torch the most.
+# In the order in which "auto" asks them where no gradient will be needed: as fast as they were found to be on an H200
+# (results/grouped, as graphs), which a test holds against this.
 TABLE = {
     "fa3": Row(
         "fa3",
@@ -78,8 +80,8 @@ TABLE = {
     ),
 }
 
-# Whom "auto" asks first where a gradient will be needed: of the 38 shapes timed forward and backward triton took the
-# least time in 35, up to 66 % less than fa3, and up to 35 % more in the other 3, of one head of keys and few tokens.
+# Whom "auto" asks first where a gradient will be needed, but where there are few tiles: its backward kernels take less
+# time than PyTorch's, as long as they fill the GPU. PyTorch's deterministic ones were not timed.
 _FASTEST_BACKWARD = "triton"
 
 
@@ -95,7 +97,8 @@ def choose(plan: GroupedAttnPlan) -> tuple[str, str]:
     """Which of those that can run the plan is fastest without gradients, and with them; on a CPU the reference."""
     if plan.device.type == "cpu" and not refusal("reference", plan):
         return "reference", "reference"
-    return _first(TABLE, plan), _first(dict.fromkeys([_FASTEST_BACKWARD, *TABLE]), plan)
+    backward = TABLE if few_tiles(plan) and not plan.deterministic else dict.fromkeys([_FASTEST_BACKWARD, *TABLE])
+    return _first(TABLE, plan), _first(backward, plan)
 
 
 @cache

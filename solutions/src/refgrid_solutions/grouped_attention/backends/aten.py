@@ -34,6 +34,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _SINCE = (2, 11)
 _AMPERE = (8, 0)
 _TURNS = threading.Lock()
+_SUMMED_IN = torch.float32
 
 
 def refuses(plan: GroupedAttnPlan) -> str:
@@ -81,7 +82,7 @@ def gradients(
     dout, q, k, v, out, lse = (_dense(tensor) for tensor in tensors)
     if any(launch.blind for launch in launches):
         lse = lse.masked_fill(lse == -math.inf, math.inf)  # what the kernel itself writes for a row without keys
-    sums = [torch.zeros(keys.shape, dtype=torch.float32, device=keys.device) for keys in (k, v)]
+    sums = [torch.zeros(keys.shape, dtype=_SUMMED_IN, device=keys.device) for keys in (k, v)]
     step = _by_calls if way == CALLS else _by_copies
     with _deterministic(plan.deterministic):
         dq = [step((dout, q, k, v, out, lse), sums, plan, launch, scale) for launch in launches]

@@ -84,7 +84,8 @@ def zigzag_llama3_flash_attn_varlen_func(
     check_options(dropout_p=dropout_p, window_size=window_size, alibi_slopes=alibi_slopes)
     if n_chunks != 2:
         raise NotImplementedError(f"n_chunks = {n_chunks}: zigzag attention is written for 2 only")
-    check_flags(causal=causal, deterministic=deterministic, use_grouped_attention=use_grouped_attention)
+    check_flags(causal=causal, deterministic=deterministic, return_attn_probs=return_attn_probs)
+    check_flags(use_grouped_attention=use_grouped_attention)
     exchange = exchange_of(group)
     layout = layout_of("cu_seqlens_k", cu_seqlens_k, exchange.rank, exchange.world_size)
     check_local(cu_seqlens_q, layout)

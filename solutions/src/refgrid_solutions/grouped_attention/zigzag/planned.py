@@ -108,7 +108,7 @@ def _index(rows: Ranges, device: torch.device) -> slice | torch.Tensor:
 
 def _numbers(ranges: Ranges) -> torch.Tensor:
     """All numbers of the ranges, one range after the other, int64."""
-    starts, ends = torch.tensor(ranges).T
+    starts, ends = torch.tensor(ranges, dtype=torch.int64).view(-1, 2).T  # of none, too
     lengths = ends - starts
     firsts = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) + (starts - firsts).repeat_interleave(lengths)
