@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from guards import ROOT, Here, bench_of, published, table
+from guards import ROOT, AtOnce, Here, bench_of, published, table
 
 import refgrid_groundtruth
 from refgrid.cli import main as refgrid
@@ -36,6 +36,7 @@ DIVIDED = {"sound": "torch.rsqrt(mean_square + eps)", "broken": "(mean_square + 
 @pytest.fixture(autouse=True)
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refgrid.mutants.running.Worker", Here)
+    monkeypatch.setattr("refgrid.mutants.workers.ThreadPoolExecutor", AtOnce)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def command(root: Path, *options: str) -> Result:
-    return CliRunner().invoke(main, [f"--dataset={root}", *options], env={"COLUMNS": "200"})
+    return CliRunner().invoke(main, [f"--dataset={root}", *options], env={"COLUMNS": "200"}, catch_exceptions=False)
 
 
 def test_a_mutant_that_is_caught_is_written_with_its_verdicts_and_the_command_succeeds(write: Write) -> None:
@@ -125,7 +126,8 @@ def test_what_nothing_has_changed_of_is_not_planted_again(write: Write, monkeypa
     assert again.exit_code == first.exit_code == 0, again.output
     assert "caught 2 of 2" in again.output
     assert (root / "out" / "mutants.json").read_bytes() == kept
-    assert "something was planted" in str(command(root, f"--output={root / 'out'}", "--again").exception)
+    with pytest.raises(RuntimeError, match="something was planted"):
+        command(root, f"--output={root / 'out'}", "--again")
 
 
 def test_a_mutant_whose_reference_has_changed_is_planted_again(write: Write) -> None:
@@ -153,6 +155,38 @@ def test_each_size_has_a_verdict_of_its_own_and_a_run_at_one_keeps_the_other(wri
     (mutant,) = json.loads((root / "out" / "mutants.json").read_text())["mutants"]
     assert [(one["size"], one["run"]) for one in mutant["verdicts"]] == [("small", 0), ("medium", 1)], done.output
     assert "| planted in | cpu small | cpu medium |" in (root / "out" / "mutants.md").read_text()
+
+
+def test_at_a_larger_size_a_mutant_is_planted_until_it_is_caught_and_documents_are_not_asked(write: Write) -> None:
+    root = write(PLUS, {"name": "power of -0.5", "at": "norm", **DIVIDED, "equivalent": "the same number"})
+
+    done = command(root, f"--output={root / 'out'}", "--sizes=small,medium", "--workloads=2")
+
+    plus, power = json.loads((root / "out" / "mutants.json").read_text())["mutants"]
+    small, medium = plus["verdicts"]
+    assert len(small["workloads"]) == 13, done.output
+    assert [list(each["verdicts"][1]["workloads"]) for each in (plus, power)] == [["b2528"], ["b2528", "b49532"]]
+    assert (small["fixed"]["document 1"], medium["fixed"]) == (True, {})
+    assert "cpu medium: caught 1 of 1, 1 equivalent\n" in done.output
+
+
+def test_what_is_kept_is_written_anew_without_a_library_or_a_gpu(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    root = write(PLUS, few=True)
+    folder = f"--output={root / 'out'}"
+    command(root, folder)
+    before = json.loads((root / "out" / "mutants.json").read_text())
+    edit(root, "definitions", "def run(", "# another text\\ndef run(")
+    write(PLUS, EPS, few=True)
+    edit(root, "definitions", "def run(", "# another text\\ndef run(")
+
+    done = command(root, folder, "--restate", "--device=cuda")
+
+    after = json.loads((root / "out" / "mutants.json").read_text())
+    assert done.exit_code == 2, "nothing is known of a GPU"
+    assert after["mutants"] == before["mutants"]
+    assert (after["waiting"], after["outdated"]) == (["rmsnorm: eps tenfold"], ["rmsnorm: weight plus one (cpu small)"])
+    assert "--restate: of what? --output names no folder" in command(root, "--restate").output
 
 
 def test_what_was_done_before_the_end_is_kept(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_a_faulty_adapter_that_ends_its_self_test_is_told_of(monkeypatch: pytest
         def close(self) -> None: ...
 
     monkeypatch.setattr("refgrid.mutants.running.Worker", Deadly)
-    assert self_tests(published(), [REFERENCE, ADAPTER], 60) == {
+    assert self_tests(published(), [REFERENCE, ADAPTER], 1, 60) == {
         ADAPTER.id: "crash: the process died: killed by SIGSEGV"
     }
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from guards import ROOT, published, table
@@ -15,14 +15,21 @@ from refgrid.dataset.case import SIZES, Size
 from refgrid.mutants import report as report_parts
 from refgrid.mutants.baseline import CHECKS
 from refgrid.mutants.judging import Fate, Judgement
-from refgrid.mutants.kept import aged, keep, merged, read, settled, to_dict, to_json, write_files
+from refgrid.mutants.kept import aged, keep, merged, read, settled, to_dict, to_json, to_page, write_files
 from refgrid.mutants.parts import Parts
-from refgrid.mutants.report import Report, Row, Run, differing, false_alarms, plain, rows, unsound
+from refgrid.mutants.report import Column, Report, Row, Run, differing, false_alarms, plain, rows, unsound
 from refgrid.mutants.running import Task, Told
 from refgrid.mutants.table import Mutant, MutantError
+from refgrid.records.record import Verdict
+from refgrid.report.matrix import escaped
 from refgrid.sources import Sources
 
 KEPT = ROOT / "results" / "mutants"
+FOLDERS = {".": "cpu", "on_h200": "cuda"}
+STALE = {
+    ".": "stale: nox -s mutants",
+    "on_h200": "stale: refgrid mutants --restate --device cuda --output results/mutants/on_h200",
+}
 TABLE = list(table().values())
 ONE, TWO, GPU = TABLE[0], TABLE[1], next(mutant for mutant in TABLE if mutant.device == "cuda")
 ALARMS = dict.fromkeys(CHECKS, (1, 2))
@@ -52,38 +59,80 @@ def report(run: Run, found: Mapping[str, Judgement], elsewhere: Sequence[Mutant]
 ON_CPU = report(CPU, {ONE.id: CAUGHT, TWO.id: replace(CAUGHT, verdict="error")}, [GPU])
 
 
-def test_the_kept_report_is_of_these_mutants_and_none_survived() -> None:
-    kept = json.loads((KEPT / "mutants.json").read_text())
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_kept_report_has_every_mutant_as_it_stands_or_says_that_it_waits_and_none_survived(folder: str) -> None:
+    kept = json.loads((KEPT / folder / "mutants.json").read_text())
     known = {one["id"]: one["digest"] for one in (*kept["mutants"], *kept["elsewhere"])}
+    today = {mutant.id: mutant.digest for mutant in table().values()}
 
-    assert known == {mutant.id: mutant.digest for mutant in table().values()}, "stale: nox -s mutants"
+    assert known == {name: digest for name, digest in today.items() if name not in kept["waiting"]}, STALE[folder]
+    assert not known.keys() & {*kept["waiting"]}
+    assert unproven(kept) == []
     assert kept["exit_code"] == 0
 
 
-def of_another(rows: Sequence[Row], today: Parts) -> list[str]:
-    """Verdicts on code that is no longer there: of another text of the reference, or another adapter."""
-    found = [(row, differing(row.parts, today.of(row.mutant, *row.column))) for row in rows]
-    return [f"{row.mutant.id}, {' '.join(row.column)}: {', '.join(names)}" for row, names in found if decides(names)]
+def unproven(kept: Mapping[str, Any]) -> list[str]:
+    """Mutants that are said to be caught where nothing was red."""
+    return [
+        f"{mutant['id']}, {told['device']} {told['size']}"
+        for mutant in kept["mutants"]
+        for told in mutant["verdicts"]
+        if told["fate"] == "caught" and not (any(map(_red, told["workloads"].values())) or told.get("self_test"))
+    ]
 
 
-def decides(names: Sequence[str]) -> bool:
-    return not set(names).isdisjoint(report_parts.DECIDING)
+def _red(judged: Mapping[str, Any]) -> bool:
+    return judged["fate"] == "caught" and Verdict(judged["verdict"]).colour == "red" and bool(judged["reason"])
 
 
-def test_the_kept_verdicts_are_about_todays_references_and_adapters() -> None:
-    assert of_another(read(KEPT, TABLE, CHECKS).rows, Parts(published(), Sources())) == [], "stale: nox -s mutants"
+@pytest.mark.parametrize(
+    "spoiled", [{"fate": "same"}, {"verdict": "match"}, {"reason": ""}], ids=lambda spoiled: next(iter(spoiled))
+)
+def test_caught_is_what_was_red_for_a_reason(spoiled: Mapping[str, str]) -> None:
+    sound, other = to_dict(ON_CPU), to_dict(ON_CPU)
+    other["mutants"][0]["verdicts"][0]["workloads"]["edge"].update(spoiled)
+
+    assert unproven(sound) == []
+    assert unproven(other) == [f"{ONE.id}, cpu small"]
 
 
-def test_a_verdict_on_another_reference_or_adapter_is_stale_and_one_under_another_tolerance_is_told() -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_kept_page_follows_from_its_data(folder: str) -> None:
+    kept = read(KEPT / folder, TABLE, CHECKS)
+
+    assert (KEPT / folder / "mutants.md").read_text() == to_page(kept), STALE[folder]
+    assert {row.run.device for row in kept.rows} == {FOLDERS[folder]}, "each device has a folder of its own"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_kept_report_names_the_verdicts_on_other_references_and_adapters_than_todays(folder: str) -> None:
+    kept = read(KEPT / folder, TABLE, CHECKS)
+
+    assert kept.outdated == aged(kept, Parts(published(), Sources()).of).outdated, STALE[folder]
+
+
+def test_what_a_cpu_can_show_is_of_today() -> None:
+    kept = read(KEPT, TABLE, CHECKS)
+
+    assert kept.outdated == kept.waiting == (), "stale: nox -s mutants"
+
+
+def test_a_verdict_on_another_reference_or_adapter_is_named_and_one_under_another_tolerance_is_told() -> None:
     today = Parts(published(), Sources())
     row = replace(ON_CPU.rows[0], parts=today.of(ONE, "cpu", "small"))
     other = {name: replace(row, parts={**row.parts, name: "0"}) for name in report_parts.PARTS}
 
-    assert of_another([row], today) == []
-    assert [name for name, each in other.items() if of_another([each], today)] == ["reference", "adapter"]
-    found = aged(replace(ON_CPU, rows=tuple(other.values())), today.of)
+    def told(*rows: Row) -> Report:
+        return aged(replace(ON_CPU, rows=rows), today.of)
+
+    assert told(row).outdated == ()
+    assert [name for name, each in other.items() if told(each).outdated] == ["reference", "adapter"]
+    found = told(*other.values())
     assert found.older == dict.fromkeys(report_parts.PARTS, 1)
     assert "1 verdicts are of another tolerance than today's" in found.summary
+    named = f"Judged with another reference or adapter than today's: {escaped(f'{ONE.id} (cpu small)')}."
+    assert named in to_page(told(other["adapter"]))
+    assert f"Not judged as they stand today: {escaped(TWO.id)}." in to_page(replace(ON_CPU, waiting=(TWO.id,)))
 
 
 def test_parts_tell_one_place_device_and_size_from_another() -> None:
@@ -122,11 +171,12 @@ def test_a_report_without_mutants_is_json_too() -> None:
     assert json.loads(to_json(data)) == data
 
 
-def test_the_kept_report_is_as_the_command_writes_it() -> None:
-    kept = (KEPT / "mutants.json").read_text()
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_kept_report_is_as_the_command_writes_it(folder: str) -> None:
+    kept = (KEPT / folder / "mutants.json").read_text()
 
     assert kept == to_json(json.loads(kept))
-    assert kept == to_json(to_dict(read(KEPT, TABLE, CHECKS)))
+    assert kept == to_json(to_dict(read(KEPT / folder, TABLE, CHECKS)))
 
 
 def test_a_run_on_a_gpu_stands_beside_what_a_cpu_has_shown(tmp_path: Path) -> None:
@@ -187,6 +237,8 @@ def test_what_could_not_run_is_tried_again_and_so_is_what_another_environment_ha
         pytest.param("caught", "survived", 0, id="caught at small"),
         pytest.param("survived", "caught", 1, id="not at small"),
         pytest.param("not-run", "survived", 1, id="at medium alone"),
+        pytest.param("not-run", "same", 1, id="unmoved at medium alone"),
+        pytest.param("same", "caught", 1, id="unmoved at small"),
     ],
 )
 def test_a_mutant_has_to_be_caught_at_the_smallest_size_at_which_it_runs(small: str, medium: str, failed: int) -> None:
@@ -197,6 +249,24 @@ def test_a_mutant_has_to_be_caught_at_the_smallest_size_at_which_it_runs(small: 
     )
 
     assert len(found.failed) == found.exit_code == failed
+
+
+@pytest.mark.parametrize(
+    ("size", "fate", "told"),
+    [
+        ("small", "same", "survived"),
+        ("small", "rounding", "survived"),
+        ("medium", "same", "unmoved"),
+        ("medium", "rounding", "unmoved"),
+        ("medium", "survived", "survived"),
+    ],
+)
+def test_what_moves_nothing_has_survived_at_the_smallest_size_alone(size: Size, fate: Fate, told: str) -> None:
+    (row,) = report(CPU, {ONE.id: CAUGHT}).rows
+    found = replace(row, size=size, judged=(plain(replace(CAUGHT, fate=fate)),))
+
+    assert found.fate == told
+    assert Column("cpu", size, (found,), ()).held == (told == "survived")
 
 
 def test_evidence_of_another_fault_is_not_kept(tmp_path: Path) -> None:

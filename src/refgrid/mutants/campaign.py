@@ -30,6 +30,7 @@ class Asked:
     output: Path | None
     environment: Mapping[str, str]
     again: bool = False
+    most: int | None = None
 
 
 class Campaign:
@@ -43,13 +44,13 @@ class Campaign:
         self._data = load_dataset(asked.root)
         demand_plantable(self._data, [*here, *elsewhere])
         self._parts = Parts(self._data, Sources()).of
-        self.todo = tasks(asked.root, self._data, here, asked.sizes, asked.device, self._settled())
+        self.todo = tasks(asked.root, self._data, here, asked.sizes, asked.device, self._settled(), asked.most)
 
     def run(self, processes: int, limit: int, tell: Callable[[Task], object]) -> Report:
         """Plant what is due and tell of each workload; returns what is known of all that was asked for."""
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         due = {mutant.id for task in self.todo for mutant in task.mutants}
-        tested = self_tests(self._data, [mutant for mutant in self._here if mutant.id in due], limit)
+        tested = self_tests(self._data, [mutant for mutant in self._here if mutant.id in due], processes, limit)
         report, told, left = self._report([], tested, started), list[tuple[Task, Told]](), Counter(map(_of, self.todo))
         for task, found in run(self.todo, processes, limit):
             tell(task)
@@ -58,6 +59,10 @@ class Campaign:
             if not left[_of(task)]:
                 report = self._report([each for each in told if not left[_of(each[0])]], tested, started)
         return report
+
+    def restate(self) -> Report:
+        """What is kept of all that was asked for, as the table and the code are today; plants nothing."""
+        return self._report([], {}, "")
 
     def _settled(self) -> set[tuple[str, Size]]:
         asked = self._asked
@@ -83,7 +88,7 @@ class Campaign:
         ids = {mutant.id for mutant in self._here}
         columns = [(self._asked.device, size) for size in self._asked.sizes]
         found = tuple(row for row in kept.rows if row.mutant.id in ids and row.column in columns)
-        return replace(kept, rows=found, elsewhere=self._elsewhere, waiting=(), older={})
+        return replace(kept, rows=found, elsewhere=self._elsewhere, waiting=(), older={}, outdated=())
 
 
 def _of(task: Task) -> tuple[str, bool, Size]:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from refgrid.dataset.case import SIZES, Size
-from refgrid.mutants.report import PARTS, Column, Report, Row, Run, differing
+from refgrid.mutants.report import DECIDING, PARTS, Column, Report, Row, Run, differing
 from refgrid.mutants.table import Mutant, MutantError
 from refgrid.report.matrix import escaped, replace_file
 
@@ -45,9 +45,11 @@ def merged(kept: Report, new: Report, table: Sequence[Mutant]) -> Report:
 
 
 def aged(report: Report, parts: Today) -> Report:
-    """The same, with how many verdicts followed from other parts than today's."""
-    found = Counter(name for row in report.rows for name in differing(row.parts, parts(row.mutant, *row.column)))
-    return replace(report, older={name: found[name] for name in PARTS if found[name]})
+    """The same, with how many verdicts followed from other parts than today's, and which from other code."""
+    found = [(row, differing(row.parts, parts(row.mutant, *row.column))) for row in report.rows]
+    count = Counter(name for _, names in found for name in names)
+    outdated = (f"{row.mutant.id} ({' '.join(row.column)})" for row, names in found if {*names} & {*DECIDING})
+    return replace(report, older={name: count[name] for name in PARTS if count[name]}, outdated=tuple(outdated))
 
 
 def settled(report: Report, device: str, environment: Mapping[str, str], parts: Today) -> set[tuple[str, Size]]:
@@ -76,21 +78,25 @@ def read(folder: Path, table: Sequence[Mutant], checks: Sequence[str]) -> Report
         found = [(known.get((one["id"], one["digest"])), one) for one in data["mutants"]]
         rows = tuple(_row(mutant, each, runs) for mutant, one in found if mutant for each in one["verdicts"])
         away = [known.get((one["id"], one["digest"])) for one in data["elsewhere"]]
-        waiting, older = tuple(data["waiting"]), dict(data["older"])
+        waiting, older, outdated = tuple(data["waiting"]), dict(data["older"]), tuple(data.get("outdated", ()))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise MutantError(f"{file}: is no report that this version can add to ({reason}); move it away") from error
-    return Report(rows, tuple(mutant for mutant in away if mutant), tuple(checks), waiting, older)
+    return Report(rows, tuple(mutant for mutant in away if mutant), tuple(checks), waiting, older, outdated)
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:
     """Write mutants.md and mutants.json, each whole or not at all; returns both. Raises OSError as the folder does."""
     folder.mkdir(parents=True, exist_ok=True)
+    texts = {_PAGE: to_page(report), _JSON: to_json(to_dict(report))}
+    return [replace_file(folder / name, text) for name, text in texts.items()]
+
+
+def to_page(report: Report) -> str:
+    """The page, in Markdown."""
     jinja = jinja2.Environment(loader=jinja2.PackageLoader("refgrid"), trim_blocks=True, lstrip_blocks=True)
     jinja.filters["cell"] = escaped
-    page = jinja.get_template("mutants.md.j2").render(report=report)
-    texts = {_PAGE: page, _JSON: to_json(to_dict(report))}
-    return [replace_file(folder / name, text) for name, text in texts.items()]
+    return jinja.get_template("mutants.md.j2").render(report=report)
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -101,6 +107,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "columns": {column.name: _sums(column) for column in report.columns},
         "runs": [_plain_run(run) for run in report.runs],
         "older": dict(report.older),
+        "outdated": list(report.outdated),
         "waiting": list(report.waiting),
         "mutants": [_plain(rows, report.runs) for rows in report.by_mutant.values()],
         "elsewhere": [

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 # Of what became of a mutant at several workloads, the first of these is what became of the mutant.
 WORST_FIRST = ("caught", "survived", "rounding", "same", "not-run")
 _HELD = ("caught", "survived")  # what could be caught
+_MISSED = ("survived", "unmoved")
 
 # What a verdict followed from, as `Parts.of` gives it. Where one of the first is another, it is about code that is no
 # longer there; where one of the others is, the next run plants again, and until then the report counts them.
 DECIDING = ("reference", "adapter")
 PARTS = (*DECIDING, "definition", "workloads", "tolerance", "instrument")
+
+# Where the documents' checks run. What they miss is known there, and at larger sizes they cost more than all else.
+DOCUMENTS_SIZE: Size = "small"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Run:
     environment: Mapping[str, str]
     false_alarms: Mapping[str, tuple[int, int]]
     unsound: tuple[str, ...] = ()
+
+    @property
+    def documents(self) -> bool:
+        """Whether the documents' checks ran there."""
+        return DOCUMENTS_SIZE in self.sizes
 
 
 @dataclass(frozen=True)
@@ -67,16 +76,19 @@ class Row:
 
     @property
     def fate(self) -> str:
-        """caught, survived, equivalent, not-run, or seen: listed as equivalent and yet caught.
+        """caught, survived, unmoved, equivalent, not-run, or seen: listed as equivalent and yet caught.
 
-        Caught is what turns a case red at one workload of the size at least.
+        Caught is what turns a case red at one workload of the size at least. Unmoved is what moves no result there by
+        more than a rounding, of a size beyond the smallest, which is the one that every fault has to be seen at.
         """
         found = next((fate for fate in WORST_FIRST if any(one["fate"] == fate for one in self.judged)), "not-run")
         if self.mutant.equivalent and found != "not-run":
             return "seen" if found in _HELD else "equivalent"
         if found == "not-run":
             return found
-        return "caught" if found == "caught" or self.self_test else "survived"
+        if found == "caught" or self.self_test:
+            return "caught"
+        return "survived" if found == "survived" or self.size == SIZES[0] else "unmoved"
 
     @property
     def told(self) -> str:
@@ -94,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """All rows of one device and size, and their sums."""
+    """All rows of one device and size, and their sums; `checks` are those of the documents that ran there."""
 
     device: str
     size: Size
@@ -129,9 +141,10 @@ class Column:
     def summary(self) -> str:
         """The gain in one line."""
         told = "; ".join(f"{check} {self.fixed(check)}" for check in self.checks)
+        fixed = f"; fixed tolerances caught: {told}" if told else ""
         rest = {word: count for word, count in self.counts.items() if word not in _HELD}
         others = "".join(f", {count} {word}" for word, count in sorted(rest.items()))
-        return f"{self.name}: caught {self.counts['caught']} of {self.held}{others}; fixed tolerances caught: {told}"
+        return f"{self.name}: caught {self.counts['caught']} of {self.held}{others}{fixed}"
 
     @property
     def families(self) -> dict[str, tuple[int, int, list[int]]]:
@@ -155,7 +168,7 @@ class Report:
     """All rows, of one run or of several, and the mutants that have none here.
 
     `elsewhere` need another device. `waiting` have not been judged since they are what they are. `older` counts the
-    rows by each part that was another when they were judged.
+    rows by each part that was another when they were judged; `outdated` names those of another reference or adapter.
     """
 
     rows: tuple[Row, ...]
@@ -163,6 +176,7 @@ class Report:
     checks: tuple[str, ...]
     waiting: tuple[str, ...] = ()
     older: Mapping[str, int] = field(default_factory=dict)
+    outdated: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -177,10 +191,11 @@ class Report:
     def columns(self) -> tuple[Column, ...]:
         """By device, then by size."""
         names = sorted({row.column for row in self.rows}, key=lambda each: (each[0], SIZES.index(each[1])))
-        return tuple(
-            Column(device, size, tuple(row for row in self.rows if row.column == (device, size)), self.checks)
-            for device, size in names
-        )
+        return tuple(self._column(*name) for name in names)
+
+    def _column(self, device: str, size: Size) -> Column:
+        rows = tuple(row for row in self.rows if row.column == (device, size))
+        return Column(device, size, rows, self.checks if size == DOCUMENTS_SIZE else ())
 
     @property
     def by_mutant(self) -> dict[str, tuple[Row, ...]]:
@@ -192,14 +207,14 @@ class Report:
 
     @property
     def failed(self) -> tuple[Row, ...]:
-        """Mutants that survived at the smallest size at which they ran on a device; equivalent ones seen at any."""
+        """Mutants not caught at the smallest size at which they ran on a device; equivalent ones seen at any."""
         decided: dict[tuple[str, str], Row] = {}
         for row in (row for column in self.columns for row in column.rows if row.fate != "not-run"):
             decided.setdefault((row.mutant.id, row.run.device), row)
         return tuple(
             row
             for row in self.rows
-            if row.fate == "seen" or (row.fate == "survived" and decided[row.mutant.id, row.run.device] is row)
+            if row.fate == "seen" or (row.fate in _MISSED and decided[row.mutant.id, row.run.device] is row)
         )
 
     @property
@@ -249,9 +264,8 @@ def _row(mutant: Mutant, size: Size, told: Sequence[Told], self_tests: Mapping[s
     judged = tuple(plain(found.judged[mutant.id]) for found in told)
     alarms = [found.alarms[mutant.where.source] for found in told]
     pairs = list(zip(judged, alarms, strict=True))
-    fixed = {
-        name: any(one["fixed"].get(name) and not false.get(name) for one, false in pairs) for name in run.false_alarms
-    }
+    checks = run.false_alarms if size == DOCUMENTS_SIZE else ()
+    fixed = {name: any(one["fixed"].get(name) and not false.get(name) for one, false in pairs) for name in checks}
     return Row(mutant, size, judged, fixed, self_tests.get(mutant.id, ""), run)
 
 

@@ -1,4 +1,6 @@
-"""Judges mutants at every workload of a size, in processes that any fault may end.
+"""Judges mutants at the workloads of a size, in processes that any fault may end.
+
+A mutant is planted at every small workload; at those of a larger size in turn, from small to large, until it is caught.
 
 Each fault is let loose in calls of its own: once for the cases, once for each kind of inputs on which the documents'
 checks run. Whichever of them ends the process is red, and the next begins in a fresh one. What the sound code itself
@@ -9,7 +11,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from refgrid.dataset.case import SIZES, Size, op_of
-from refgrid.dataset.definition import DataSet, load_dataset
+from refgrid.dataset.definition import DataSet, Definition, load_dataset
+from refgrid.dataset.memory import growing_bytes
 from refgrid.mutants import baseline
 from refgrid.mutants.judging import Bench, Fate, Held, Judgement, checks_of, planted_in, sizes
 from refgrid.mutants.planting import planted_module, planted_reference, self_test
+from refgrid.mutants.report import DOCUMENTS_SIZE
 from refgrid.mutants.table import Mutant, MutantError, Place, load_mutants
 from refgrid.mutants.workers import Died, Worker, spread
 from refgrid.records.record import Verdict
@@ -82,10 +85,12 @@ def tasks(
     wanted: Collection[Size],
     device: str,
     settled: Collection[tuple[str, Size]] = (),
+    most: int | None = None,
 ) -> list[Task]:
     """Every workload of the wanted sizes of each mutant's definition; those of one definition and size stand together.
 
-    `settled` are mutants, by id, and the sizes at which they need not be planted.
+    They stand from small to large. `settled` are mutants, by id, and the sizes at which they need not be planted,
+    `most` the number of workloads that are taken of a size beyond small.
     """
     by_place: dict[tuple[str, bool], list[Mutant]] = defaultdict(list)
     for mutant in mutants:
@@ -93,21 +98,54 @@ def tasks(
     found = []
     for here in by_place.values():
         place, op = here[0].where, op_of(dataset.definitions[here[0].where.definition], _sources().ops)
-        by_size = sizes(planted_in(dataset, place))
+        planted = planted_in(dataset, place)
+        by_size = sizes(planted)
         for size in (each for each in SIZES if each in wanted):
             due = tuple(mutant for mutant in here if (mutant.id, size) not in settled)
-            at = [workload for workload, its in by_size.items() if its == size and due]
-            found += [Task(str(root), place, workload, due, device, op, size) for workload in at]
+            at = [workload for workload in _by_bytes(planted) if by_size[workload] == size and due]
+            few = at if size == SIZES[0] else at[:most]
+            found += [Task(str(root), place, workload, due, device, op, size) for workload in few]
     return found
 
 
+def _by_bytes(dataset: DataSet) -> list[str]:
+    """The workloads of the one definition, from small to large."""
+    (definition,) = dataset.definitions.values()
+    taken = {
+        each.uuid: growing_bytes(definition, definition.axis_values(each.axes))
+        for each in dataset.workloads[definition.name]
+    }
+    return sorted(taken, key=lambda workload: taken[workload])
+
+
 def run(todo: Sequence[Task], processes: int, limit: int) -> Iterator[tuple[Task, Told]]:
-    """Do all tasks, in as many processes; yields what each found as soon as it is done.
+    """Do all tasks, in as many processes; yields what each found, those of one size beyond small together.
 
     A fault that takes more than `limit` seconds is a hang. Raises Failed for what no fault is to blame for.
     """
     function = perform if processes == 1 else _perform_on_one_core
-    yield from spread(todo, judged, [Worker(function, limit) for _ in range(processes)])
+    for _, told in spread(_chains(todo), _in_turn, [Worker(function, limit) for _ in range(processes)]):
+        yield from told
+
+
+def _chains(todo: Sequence[Task]) -> list[list[Task]]:
+    """Small workloads alone, those of one definition at a larger size together."""
+    found: dict[tuple[object, ...], list[Task]] = defaultdict(list)
+    for task in todo:
+        alone = task.workload if task.size == SIZES[0] else ""
+        found[task.place.definition, task.place.twin, task.size, alone].append(task)
+    return list(found.values())
+
+
+def _in_turn(worker: Worker, chain: Sequence[Task]) -> list[tuple[Task, Told]]:
+    """What each task finds of the mutants that none before it has caught."""
+    told, caught = list[tuple[Task, Told]](), set[str]()
+    for task in chain:
+        left = tuple(mutant for mutant in task.mutants if mutant.id not in caught)
+        found = judged(worker, replace(task, mutants=left)) if left else Told({}, {})
+        caught |= {name for name, judgement in found.judged.items() if judgement.fate == "caught"}
+        told.append((task, found))
+    return told
 
 
 def judged(worker: Worker, task: Task) -> Told:
@@ -146,7 +184,7 @@ def _judged(worker: Worker, task: Task, mutant: Mutant, unsound: Mapping[Held, s
 def _by_documents(worker: Worker, task: Task, source: str, mutant: Mutant | None = None) -> dict[str, bool]:
     """Which of the documents' checks are red; the end of its process fails any test, if it is the call's own doing."""
     found: dict[str, bool] = {}
-    for inputs, checks in baseline.BY_INPUTS.items():
+    for inputs, checks in baseline.BY_INPUTS.items() if task.size == DOCUMENTS_SIZE else ():
         try:
             found |= worker.call(task.at, "by_documents", source, inputs, mutant)
         except Died as death:
@@ -162,12 +200,23 @@ def perform(at: Task, what: str, *given: Any) -> Any:
     return getattr(_benches[at], what)(*given)
 
 
-def self_tests(dataset: DataSet, mutants: Sequence[Mutant], limit: int) -> dict[str, str]:
-    """What the self-test of its provider says of each faulty adapter, by the mutant's id; "" when it sees nothing."""
-    ops = Sources().ops
-    faulty = [(mutant, dataset.definitions[mutant.where.definition]) for mutant in mutants if mutant.adapter]
-    with closing(Worker(self_test, limit)) as worker:
-        return {mutant.id: _self_tested(worker, of, op_of(of, ops), mutant) for mutant, of in faulty}
+def self_tests(dataset: DataSet, mutants: Sequence[Mutant], processes: int, limit: int) -> dict[str, str]:
+    """What the self-test of its provider says of each faulty adapter, by the mutant's id; "" when it sees nothing.
+
+    The adapters of one op share a process, so that their libraries compile once what they need.
+    """
+    ops, by_op = Sources().ops, defaultdict[str, list[tuple[Definition, str, Mutant]]](list)
+    for mutant in (each for each in mutants if each.adapter):
+        definition = dataset.definitions[mutant.where.definition]
+        by_op[op := op_of(definition, ops)].append((definition, op, mutant))
+    workers = [Worker(self_test, limit) for _ in range(min(processes, len(by_op)))]
+    if not workers:
+        return {}
+    return {name: said for _, told in spread(list(by_op.values()), _self_tests, workers) for name, said in told}
+
+
+def _self_tests(worker: Worker, faulty: Sequence[tuple[Definition, str, Mutant]]) -> list[tuple[str, str]]:
+    return [(mutant.id, _self_tested(worker, definition, op, mutant)) for definition, op, mutant in faulty]
 
 
 def _self_tested(worker: Worker, *given: Any) -> str:
