@@ -36,6 +36,9 @@ TENSOR_MODULES = {
     "proof.py",
     "baseline.py",
     "judging.py",
+    "scores.py",
+    "samples.py",
+    "sums.py",
     *(file.name for file in (ROOT / "src/refgrid/proving/inputs").glob("*.py")),
 }
 

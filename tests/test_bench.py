@@ -21,21 +21,25 @@ BESIDES = 64 * MIB  # of what a comparison may take; the process itself takes so
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    """The command with another comparison of outputs of some bytes each; assert_close takes a second by the clock."""
+    """The command with another comparison of outputs of some bytes each; assert_close takes a second by the clock.
+
+    A comparison takes so many seconds, and `masked` of outputs in which 1 element of 64 is -inf on both sides.
+    """
     clock = {"now": 0.0}
 
-    def passing(seconds: float, held: int = 0) -> Callable[..., None]:
-        def call(*_: Any, **__: Any) -> None:
+    def assert_close(*_: Any, **__: Any) -> None:
+        clock["now"] += 1.0
+
+    def command(*, seconds: float = 1.0, masked: float | None = None, held: int = 0) -> Result:
+        def compare(_: str, actual: torch.Tensor, expected: torch.Tensor, __: object) -> None:
             torch.ones(held, dtype=torch.uint8)
-            clock["now"] += seconds
+            lost = [side.view(-1)[:640].isneginf().nonzero().flatten().tolist() for side in (actual, expected)]
+            clock["now"] += masked if masked and lost == [list(range(0, 640, 64))] * 2 else seconds
 
-        return call
-
-    def command(*, seconds: float = 1.0, held: int = 0) -> Result:
         monkeypatch.setattr(bench, "_COMPARED", BESIDES)
         monkeypatch.setattr(time, "perf_counter", lambda: clock["now"])
-        monkeypatch.setattr(torch.testing, "assert_close", passing(1.0))
-        monkeypatch.setattr("refgrid.proving.compare.compare", passing(seconds, held))
+        monkeypatch.setattr(torch.testing, "assert_close", assert_close)
+        monkeypatch.setattr("refgrid.proving.compare.compare", compare)
         return CliRunner().invoke(main, ["--comparison", "--repeats", "2", f"--output={tmp_path / 'found.json'}"])
 
     return command
@@ -50,7 +54,7 @@ def test_a_comparison_within_its_bounds_ends_0_and_is_told(run: Callable[..., Re
     ratios = [figure for figure in told["figures"] if figure["what"].startswith("their ratio")]
     assert {(figure["median"], figure["bound"]) for figure in ratios} == {(3.0, 3)}
     memory = [figure["median"] for figure in told["figures"] if figure["what"].startswith("memory")]
-    assert len(memory) == 4  # shapes
+    assert len(memory) == 5  # shapes
     assert all(0.9 < median < 1.5 for median in memory)
 
 
@@ -59,6 +63,16 @@ def test_a_slow_comparison_ends_1(run: Callable[..., Result]) -> None:
 
     assert done.exit_code == 1
     assert f"beyond its bound: their ratio, {BESIDES // 2} on 1 thread is 3.10 but should be at most 3" in done.output
+
+
+def test_a_comparison_slow_where_elements_are_infinite_ends_1(run: Callable[..., Result]) -> None:
+    done = run(masked=3.1)
+
+    assert done.exit_code == 1
+    (first, *more) = [line for line in done.output.splitlines() if line.startswith("beyond its bound")]
+    what = f"their ratio, {BESIDES // 256} x 128, 1 in 64 -inf on 1 thread"
+    assert first == f"beyond its bound: {what} is 3.10 but should be at most 3"
+    assert all(", 1 in 64 -inf on " in line for line in more)
 
 
 def test_a_hungry_comparison_ends_1(run: Callable[..., Result]) -> None:

@@ -1,8 +1,10 @@
-"""Tasks dealt to devices: heaviest first, within memory and processes, each process on its own device."""
+"""Tasks dealt to devices: in their order, within memory, processes and time, each process on its own device."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dealt_pieces import Piece, killed, noted
@@ -18,8 +20,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "running"
 
 
-def test_every_task_is_done_once_the_heaviest_begins_and_none_beside_what_leaves_no_room(folder: Path) -> None:
-    pieces = [Piece(name, need, folder) for name, need in (("a", 1), ("b", 9), ("c", 6), ("d", 5))]
+def test_every_task_is_done_once_the_first_begins_and_none_beside_what_leaves_no_room(folder: Path) -> None:
+    pieces = [Piece(name, need, folder) for name, need in (("b", 9), ("c", 6), ("d", 5), ("a", 1))]
 
     results = list(dealt(pieces, noted, {CPU: 10}, 4))
 
@@ -42,6 +44,24 @@ def test_what_fits_nowhere_runs_alone_instead_of_never(folder: Path) -> None:
     results = {name: beside for name, _, beside in dealt(pieces, noted, {CPU: 10}, 2)}
 
     assert results == {"huge": [], "small": []}
+
+
+def test_when_time_is_up_what_runs_is_done_and_what_had_no_turn_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, done = [0.0], list[str]()
+    monkeypatch.setattr(dealing, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    pieces = [Piece(name, 1, folder) for name in ("a", "b", "moe", "moe", "gdn")]
+
+    def one_after_which_time_is_up() -> Iterator[str]:
+        for name, _, _ in dealt(pieces, noted, {CPU: 10}, 2, ends=1.0):
+            clock[0] = 1.0
+            yield name
+
+    with pytest.raises(DealingError, match=r"^time was up before all of moe, gdn$"):
+        done.extend(one_after_which_time_is_up())
+
+    assert sorted(done) == ["a", "b"]
 
 
 def test_processes_stay_on_their_device_and_all_devices_are_used(folder: Path) -> None:

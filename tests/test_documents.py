@@ -7,7 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from refgrid.cli import main
+from refgrid.dataset.case import Selection, plan
+from refgrid.dataset.definition import load_dataset
 from refgrid.environments.audit import EXIT_CODE
+from refgrid.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,3 +47,15 @@ def test_an_overlay_is_run_by_hand_as_nox_runs_it() -> None:
     (options,) = crash_safe
     assert set(options) <= set(by_hand.split())
     assert "-n auto" in by_hand  # a process that hangs is told from its own only by one beside it
+
+
+def test_the_first_command_of_the_readme_plans_and_lacks_what_it_says() -> None:
+    readme = (ROOT / "README.md").read_text()
+    (op_type,) = re.findall(r"nox -s tests-cpu -- --op-type (\w+) --test-sizes small   #", readme)
+    (numbers,) = re.findall(r"^planned (\d+) = accounted (\d+): (\d+) missing, (\d+) match$", readme, re.MULTILINE)
+
+    sources = Sources()
+    serving = {op: sources.serving(op) for op in sources.ops}
+    cases = plan(load_dataset(ROOT), serving, Selection((op_type,), (), ("small",)))
+    absent = sum(case.source in ("flashinfer", "sglang") for case in cases)
+    assert [int(number) for number in numbers] == [len(cases), len(cases), absent, len(cases) - absent]

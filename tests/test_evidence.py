@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ import pytest
 from test_record import CASES, header
 
 from refgrid.caching import evidence, searched
-from refgrid.caching.evidence import Evidence, newest_match, record_files, standing
+from refgrid.caching.evidence import Bounds, Evidence, newest_match, record_files, standing
 from refgrid.caching.key import Keys
 from refgrid.caching.searched import Searched
 from refgrid.records.derived import hash_of
@@ -22,6 +23,7 @@ from refgrid.records.record import Outcome, RecordError, Verdict
 CASE = CASES[0]
 HELD = "weights of 60.0 GiB are held 2 times, as drawn and as handed out; {} are free for this worker"
 GIB = 2.0**30
+KNOWN = set[Verdict]()  # the failures that are expected of the case
 
 
 class OneKey:
@@ -29,6 +31,9 @@ class OneKey:
 
     def key(self, _: object, tolerance: str = "table") -> str:
         return {"table": "aa", "0.5": "bb"}[tolerance]
+
+    def failures_known(self, _: object) -> set[Verdict]:
+        return KNOWN
 
 
 def record(folder: Path, day: int, verdict: Verdict, reason: str = "", tolerance: str = "table", **facts: Any) -> Path:
@@ -39,10 +44,10 @@ def record(folder: Path, day: int, verdict: Verdict, reason: str = "", tolerance
     return ledger.path
 
 
-def stands(folder: Path, memory: float = math.inf) -> Mapping[str, Evidence]:
-    keys = cast(Keys, OneKey())
+def stands(folder: Path, memory: float = math.inf, room: float | None = None) -> Mapping[str, Evidence]:
+    keys, bounds = cast(Keys, OneKey()), Bounds(memory, memory if room is None else room)
     files = record_files([folder])
-    return standing(files, keys, [CASE], "table", memory, Searched(folder / "kept")).get(CASE.id, {})
+    return standing(files, keys, [CASE], "table", bounds, Searched(folder / "kept")).get(CASE.id, {})
 
 
 @pytest.mark.parametrize("verdict", Verdict, ids=lambda verdict: verdict.value)
@@ -53,6 +58,31 @@ def test_only_a_match_and_what_the_key_decides_stand(tmp_path: Path, verdict: Ve
 
     decided = {"match", "missing", "unsupported", "api-absent", "no-ground-truth"}
     assert bool(found) is (verdict.value in decided)
+
+
+@pytest.mark.parametrize(
+    ("known", "stays"),
+    [
+        pytest.param({Verdict.MISMATCH}, True, id="a mismatch, which was repeated"),
+        pytest.param({Verdict.OOM}, False, id="out of memory"),
+        pytest.param({Verdict.CRASH}, False, id="a crash"),
+        pytest.param({Verdict.NONDETERMINISTIC}, False, id="other results each time"),
+        pytest.param({Verdict.ERROR}, False, id="an error"),
+        pytest.param({Verdict.MISMATCH, Verdict.HANG}, False, id="a mismatch or a hang, and nobody knows which it was"),
+        pytest.param(set(), False, id="nothing"),
+    ],
+)
+def test_of_expected_failures_a_mismatch_alone_stands_and_keeps_its_verdict_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: set[Verdict], *, stays: bool
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "KNOWN", known)
+    record(tmp_path, 10, Verdict.EXPECTED, "tiles are left unmasked (https://a/b): lse is off")
+
+    told = [each.outcome(CASE, "aa") for each in stands(tmp_path).values()]
+
+    assert [(each.verdict, each.reason, each.evidence) for each in told] == [
+        (Verdict.EXPECTED, "tiles are left unmasked (https://a/b): lse is off", "run10")
+    ] * stays
 
 
 def test_the_evidence_against_a_sampler_is_not_taken_for_that_of_another_run(tmp_path: Path) -> None:
@@ -202,6 +232,24 @@ def test_what_did_not_fit_stands_only_where_the_bound_was_the_reason(
     assert bool(stands(tmp_path, memory)) is stays
 
 
+@pytest.mark.parametrize(
+    ("free", "room", "stays"),
+    [
+        pytest.param("92.3 GiB", 72 * GIB, True, id="more than a worker has in any case"),
+        pytest.param("72.0 GiB", 72.04 * GIB, True, id="as much, to the last digit that is told"),
+        pytest.param("60.0 GiB", 72 * GIB, False, id="less, since a stranger used the GPU"),
+        pytest.param("92.3 GiB", 121 * GIB, False, id="less than fewer workers have"),
+        pytest.param("0 B", 72 * GIB, False, id="nothing"),
+    ],
+)
+def test_what_did_not_fit_on_a_gpu_stands_where_it_had_all_that_a_worker_is_sure_of(
+    tmp_path: Path, free: str, room: float, *, stays: bool
+) -> None:
+    record(tmp_path, 10, Verdict.NOT_RUN, HELD.format(free))
+
+    assert bool(stands(tmp_path, room=room)) is stays
+
+
 @pytest.mark.parametrize(("memory", "stays"), [(2 * GIB, True), (math.inf, False)], ids=["bounded", "unbounded"])
 def test_a_match_at_a_size_that_was_cut_stands_only_where_memory_is_bounded(
     tmp_path: Path, memory: float, *, stays: bool
@@ -221,7 +269,7 @@ def test_what_cannot_be_read_is_no_evidence(tmp_path: Path, damage: str) -> None
     else:
         file.write_bytes(lines[0] + lines[1][:-9] if damage == "cut" else lines[1])
 
-    assert standing(files, cast(Keys, OneKey()), [CASE], "table", math.inf, Searched(tmp_path)) == {}
+    assert standing(files, cast(Keys, OneKey()), [CASE], "table", Bounds(), Searched(tmp_path)) == {}
 
 
 def test_the_newest_match_of_a_case_is_found_under_whatever_key(tmp_path: Path) -> None:

@@ -215,16 +215,45 @@ def demand_written_before_it_was_full(
     assert told == {first: {"match", "missing"}, "b2": {"not-run"}, last: {"not-run"}}
 
 
-def test_a_lone_process_that_hangs_says_where_to_whoever_looks_on(fleet: Fleet) -> None:
-    fleet.reference("while x.shape[0] == 2: time.sleep(0.01)\nreturn x * 2", 1, 2, 3)
+def test_a_lone_process_that_hangs_names_the_case_and_the_run_goes_on_behind_it(fleet: Fleet) -> None:
+    once = (
+        "import planted\nif x.shape[0] == 2 and planted.once('slow'):\n    while True: time.sleep(0.01)\nreturn x * 2"
+    )
+    fleet.reference(once, 1, 2, 3)
+
+    done = fleet.run("--case-timeout", "30s")
+
+    told = "not done within 30s (--case-timeout), then in run at <reference of double_n4>:6 on fake GPU FAKE-0 [worker"
+    assert done.returncode == 1
+    assert f"double_n4-b2-shape: hang: {told}" in done.stderr
+    assert "\nreplay: pytest 'test_double.py::" in done.stderr
+    assert "Timeout (0:00:30)!" in done.stderr
+    assert 'File "<reference of double_n4>", line 6 in run' in done.stderr
+    assert [path.name for path in fleet.left_behind[0].glob("*.journal")] == ["main.journal"]
+    (guilty,) = [o for o in fleet.records().outcomes.values() if o.verdict.colour == "red"]
+    assert (guilty.case.id, guilty.verdict) == ("double_n4-b2-shape", Verdict.HANG)
+    assert guilty.reason.startswith(told)
+
+    again = fleet.run("--case-timeout", "30s")
+
+    run = fleet.records()  # of both parts
+    assert "went on with run" in again.stdout
+    assert again.returncode == pytest.ExitCode.TESTS_FAILED
+    assert len(run.outcomes) == len(run.header.planned)
+    assert [o for o in run.outcomes.values() if o.verdict.colour == "red"] == [guilty]
+    assert not_run(run) == set()
+
+
+def test_a_lone_process_that_hangs_where_no_thread_can_run_names_the_case_all_the_same(fleet: Fleet) -> None:
+    """`PyDLL` keeps Python's lock while it calls."""
+    fleet.reference("import ctypes\nif x.shape[0] == 2: ctypes.PyDLL(None).pause()\nreturn x * 2", 1, 2, 3)
 
     done = fleet.run("--case-timeout", "30s")
 
     assert done.returncode == 1
-    assert "Timeout (0:00:30)!" in done.stderr
-    assert 'File "<reference of double_n4>", line 4 in run' in done.stderr
+    assert "Timeout (0:00:40)!" in done.stderr
+    assert 'File "<case double_n4-b2-shape>", line ' in done.stderr
     assert not_run(fleet.records()) == {"the run ended before its turn"}
-    assert [path.name for path in fleet.left_behind[0].glob("*.journal")] == ["main.journal"]
 
 
 def test_a_lone_process_whose_context_is_lost_stops(fleet: Fleet) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +14,13 @@ from click.testing import CliRunner
 
 from refgrid.calibration.chosen import choose
 from refgrid.calibration.joined import OtherEnvironment, demand_same, joined
+from refgrid.calibration.run import Plan, measured
 from refgrid.cli import main
 from refgrid.environments.measured import Environment, measure
 from refgrid.running.dealing import DealingError, dealt
 from refgrid.sources import Sources
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def row(op: str, draws: int) -> dict[str, Any]:
@@ -84,6 +90,13 @@ def test_the_seeds_of_an_op_are_kept_where_they_are_not_those_of_all() -> None:
     assert "seeds_of" not in joined(told("later", gemm=2), told("earlier", gemm=1))
 
 
+@pytest.fixture
+def errors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what is measured besides, which takes minutes: the sums of gemm among it."""
+    monkeypatch.setattr("refgrid.commands.calibrate._measure_besides", lambda *_: None)
+
+
+@pytest.mark.usefixtures("errors_alone")
 def test_the_command_keeps_the_other_ops(tmp_path: Path) -> None:
     def run(*ops: str, seeds: int = 2) -> Any:
         options = [f"--op={op}" for op in ops]
@@ -124,6 +137,38 @@ def test_a_measurement_that_is_ended_keeps_the_ops_that_are_done(
     assert len(json.loads((tmp_path / "calibration" / "local.json").read_text())["measured"]) > 1
 
 
+def test_a_budget_that_does_not_suffice_is_a_failure_that_names_the_ops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "refgrid.calibration.run.dealt", lambda *given: dealt(given[0], given[1], given[2], given[3], -1.0)
+    )
+    options = ["--op=rmsnorm", "--op=gemm", "--seeds=2", "-n", "1", f"--results={tmp_path}"]
+
+    done = CliRunner().invoke(main, ["calibrate", *options, "--budget=90s"])
+
+    assert done.exit_code == 1
+    assert "time was up before all of rmsnorm, gemm; " in done.output
+    assert "local.json holds what was measured, --op completes it" in done.output
+
+
+def test_a_budget_is_what_the_dealing_ends_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def nothing(*given: Any) -> Iterator[Any]:
+        asked.append(given[-1])
+        return iter(())
+
+    monkeypatch.setattr("refgrid.calibration.run.dealt", nothing)
+    monkeypatch.setattr("refgrid.calibration.run.time", SimpleNamespace(monotonic=lambda: 10.0))
+
+    for plan in (Plan(ROOT, "cpu", 2, ("rmsnorm",)), Plan(ROOT, "cpu", 2, ("rmsnorm",), budget=90)):
+        list(measured(plan, here()))
+
+    assert asked == [math.inf, 100.0]
+
+
+@pytest.mark.usefixtures("errors_alone")
 def test_a_whole_measurement_leaves_nothing_of_an_op_that_is_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,8 @@ os.abort()
 
 def test_a_worker_that_never_began_a_case_left_nothing(tmp_path: Path) -> None:
     assert last_entry(tmp_path, "gw0") is None
+    (tmp_path / "gw0.journal").touch()  # made, and nothing written: the disk was full
+    assert last_entry(tmp_path, "gw0") is None
     assert last_words(tmp_path, "gw0") == ""
 
 

@@ -15,6 +15,7 @@ from peak_memory import peak_bytes
 
 from refgrid.proving import measure as module
 from refgrid.proving.compare import compare
+from refgrid.proving.measure import measure
 from refgrid.proving.tolerance import EXACT, Tolerance
 
 SUMS = ("mean_abs_error", "mean_rel_error", "mse", "cosine")
@@ -60,6 +61,95 @@ def test_every_number_is_that_of_the_naive_formulation(
         patch.setattr(torch, "get_num_threads", lambda: threads)
 
         demand_equal(actual, expected, bound)
+
+
+ODD = st.sampled_from([INF, -INF, NAN, 0.0, 1.5])
+STRETCHES = st.lists(
+    st.one_of(
+        PAIRS,
+        st.lists(ODD.map(lambda x: (x, x)), min_size=1, max_size=40),  # chunks of nothing finite, or of zeros, too
+        st.lists(st.one_of(ODD.map(lambda x: (x, x)), st.tuples(st.just(2.0), st.just(2.125))), min_size=1),
+        st.lists(st.tuples(ODD, ODD), min_size=1, max_size=12),
+    ),
+    min_size=1,
+    max_size=5,
+).map(lambda lists: [pair for pairs in lists for pair in pairs])
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(STRETCHES, BOUNDS, st.sampled_from(FLOATS), st.integers(1, 20))
+def test_in_buffers_every_number_is_that_of_the_careful_way(
+    pairs: list[tuple[float, float]], bound: Tolerance, dtype: torch.dtype, chunk: int
+) -> None:
+    actual, expected = (torch.tensor(side, dtype=torch.float64).to(dtype) for side in zip(*pairs, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_CHUNK", {"cpu": chunk})
+        found = measure(actual, expected, bound)
+        patch.setattr(module._Bench, "_usual", lambda *_: None)
+        wanted = measure(actual, expected, bound)
+
+    assert found.total == pytest.approx(wanted.total, rel=1e-12, abs=0)
+    assert (found.largest, found.worst) == (wanted.largest, wanted.worst)
+
+
+@pytest.fixture
+def careful(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Places of the chunks of ten elements that were measured the careful way."""
+    places, way = [], module._careful
+
+    def noted(actual: torch.Tensor, expected: torch.Tensor, start: int, tolerance: Tolerance) -> torch.Tensor:
+        places.append(start)
+        return way(actual, expected, start, tolerance)
+
+    monkeypatch.setattr(module, "_careful", noted)
+    monkeypatch.setattr(module, "_CHUNK", {"cpu": 10})
+    return places
+
+
+def _off_by_a_little(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    expected = torch.randn(count, generator=torch.Generator().manual_seed(2))
+    return expected * 1.01, expected
+
+
+@pytest.mark.parametrize("values", [[-INF], [INF], [NAN], [0.0], [-INF, NAN, 0.0, INF]], ids=str)
+@pytest.mark.parametrize("bound", [Tolerance(8e-3, 1e-2), Tolerance(0, 1e-3), EXACT], ids=["usual", "no atol", "exact"])
+def test_what_agrees_stays_in_the_buffers(careful: list[int], values: list[float], bound: Tolerance) -> None:
+    actual, expected = _off_by_a_little(95)
+    for side in (actual, expected):
+        for first, value in enumerate(values):
+            side[first :: 3 * len(values)] = value
+        side[20:40] = values[0]  # two chunks hold nothing else
+
+    demand_equal(actual, expected, bound)
+
+    assert careful == []
+
+
+OTHERS = [(NAN, 1.0), (1.0, NAN), (NAN, INF), (-INF, NAN), (INF, -INF), (-INF, 1.0), (1.0, INF)]
+
+
+@pytest.mark.parametrize(("one", "other"), OTHERS)
+@pytest.mark.parametrize("agreed", [0.0, NAN, -INF])
+def test_a_chunk_in_which_something_disagrees_is_measured_the_careful_way(
+    careful: list[int], one: float, other: float, agreed: float
+) -> None:
+    actual, expected = _off_by_a_little(95)
+    actual[::4] = expected[::4] = agreed
+    actual[33], expected[33] = one, other
+
+    demand_equal(actual, expected, Tolerance(8e-3, 1e-2))
+
+    assert careful == [30]
+
+
+@pytest.mark.parametrize(("one", "other"), OTHERS)
+def test_where_everything_disagrees_the_first_are_the_worst(careful: list[int], one: float, other: float) -> None:
+    actual, expected = torch.full((95,), one), torch.full((95,), other)
+
+    demand_equal(actual, expected, Tolerance(8e-3, 1e-2))
+
+    assert careful == list(range(0, 95, 10))
+    assert [place for place, _ in measure(actual, expected, EXACT).worst] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -116,3 +206,14 @@ def test_the_memory_taken_is_less_than_that_of_one_tensor_and_a_half(
     assert 2**20 < peak < 1.5 * expected.nbytes
     with pytest.raises(AssertionError):  # the same measure of a comparison that holds whole temporaries
         assert peak_bytes(lambda: torch.isclose(actual, expected)) < 1.5 * expected.nbytes
+
+
+@pytest.mark.parametrize("other", [-INF, NAN], ids=["agreeing", "disagreeing"])
+def test_what_is_not_finite_takes_no_more_memory(monkeypatch: pytest.MonkeyPatch, other: float) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    actual, expected = _tensors((2**12, 2**11))
+    actual[:, ::64], expected[:, ::64] = other, -INF
+
+    peak = peak_bytes(lambda: compare("x", actual, expected, Tolerance(1, 0, row_norm=4e-3)))
+
+    assert 2**20 < peak < 1.5 * expected.nbytes

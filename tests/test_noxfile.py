@@ -65,6 +65,7 @@ def run(checkout: Path, *arguments: str, named: str = "") -> subprocess.Complete
         pytest.param(["-s", "tests-cu128-sglang0.5.5-3.12"], id="with its Python"),
         pytest.param(["-s", "warm", "--", "cpu", "tests-cu999"], id="what goes to pytest"),
         pytest.param(["--session=tests-cu128"], id="in one word"),
+        pytest.param(["-s", "tests-gpu", "--", "cpu"], id="the tests of a GPU, which are no environment's"),
     ],
 )
 def test_sessions_that_exist_may_be_asked_for(checkout: Path, arguments: list[str]) -> None:
@@ -107,7 +108,7 @@ def test_what_nox_does_not_read_is_not_held_against_anybody(checkout: Path) -> N
     assert run(checkout, "-s", "lint", named="tests-cu127").returncode == 0
 
 
-@pytest.mark.parametrize("session", ["warm", "soak", "bench-grouped"])
+@pytest.mark.parametrize("session", ["warm", "soak", "tests-gpu", "bench-grouped"])
 @pytest.mark.parametrize(
     ("name", "told"),
     [

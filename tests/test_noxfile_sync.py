@@ -118,25 +118,57 @@ def test_an_install_that_failed_is_tried_again(noxfile: dict[str, Any], session:
     assert len(session.installed) == 1
 
 
-def test_a_soak_is_audited_before_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made: dict[str, Any] = {}
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The sessions by name, without nox."""
+    sessions: dict[str, Any] = {}
     nox = MagicMock()
     nox.project.load_toml = lambda file: tomllib.loads(Path(file).read_text())
 
     def session(function: Any = None, **given: Any) -> Any:
         def declare(function: Any) -> Any:
-            return made.setdefault(given.get("name", function.__name__), function)
+            return sessions.setdefault(given.get("name", function.__name__), function)
 
         return declare(function) if function else declare
 
     nox.session = session
     monkeypatch.setitem(sys.modules, "nox", nox)
-    names: dict[str, Any] = runpy.run_path(str(ROOT / "noxfile.py"))["_use"].__globals__
+    runpy.run_path(str(ROOT / "noxfile.py"))
+    return sessions
+
+
+def ran(made: dict[str, Any], cache: Path, session: str, *told: str) -> list[Any]:
+    """What a session goes through, of steps and of commands as they follow `python -m`; it may go on in another one."""
+    names: dict[str, Any] = made["soak"].__globals__
     order: list[Any] = []
     for step in ("_install", "_audit"):
         names[step] = lambda *_, step=step: order.append(step)
-    run = SimpleNamespace(posargs=[names["SOAK"]], cache_dir=tmp_path, run=lambda *told, **_: order.append(told[2:4]))
+    asked: list[Any] = []
+    made[session](SimpleNamespace(posargs=list(told), notify=lambda name, posargs: asked.append((name, posargs))))
+    ((name, posargs),) = asked
+    made[name](SimpleNamespace(posargs=posargs, cache_dir=cache, run=lambda *words, **_: order.append(words[2:])))
+    return order
 
-    made["tests-cpu"](run)
 
-    assert order == ["_install", "_audit", ("refgrid", "run-soak")]
+def test_a_soak_is_audited_before_it_runs(made: dict[str, Any], tmp_path: Path) -> None:
+    *steps, command = ran(made, tmp_path, "soak")
+
+    assert steps == ["_install", "_audit"]
+    assert command[:2] == ("refgrid", "run-soak")
+
+
+@pytest.mark.parametrize(
+    ("told", "files"),
+    [
+        (["-k", "grouped", "-x"], ["tests/gpu"]),
+        (["tests/gpu/test_zigzag_gpu.py", "-x"], []),
+        ([], ["tests/gpu"]),
+    ],
+)
+def test_the_tests_of_a_gpu_run_in_an_environment(
+    made: dict[str, Any], tmp_path: Path, told: list[str], files: list[str]
+) -> None:
+    steps = ran(made, tmp_path, "tests-gpu", "cu130-sglang0.5.15", *told)
+
+    plugins = ("-p", "xdist.plugin", "-p", "refgrid.plugin")
+    assert steps == ["_install", ("pytest", *plugins, *files, *told)]

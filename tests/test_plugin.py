@@ -257,7 +257,10 @@ def test_a_workload_without_elements_proves_nothing(project: Project) -> None:
     assert "y has no element (shape [0, 4]): nothing was compared" in project.outcome("b0-sum").reason
 
 
-def test_a_failure_is_reported_where_it_is_read_with_the_command_that_replays_it(project: Project) -> None:
+def test_a_failure_is_reported_where_it_is_read_with_the_command_that_replays_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")  # pytest's summary is not cut to the width of a terminal then
     project.reference("return x * 2.1")
 
     done = project.run("--seed", "3", "-k", "b2-sum")
@@ -268,6 +271,8 @@ def test_a_failure_is_reported_where_it_is_read_with_the_command_that_replays_it
     assert f"; all of it {explained} [" in first.reason
     assert first.report.startswith("y: ")
     assert all(told in first.report and told in done.stdout for told in (explained, "[batch_size=", replay))
+    assert "src/refgrid" not in done.stdout.replace(os.sep, "/")  # nobody mends a reference there
+    assert "[double_n4-b2-sum-seed3] - mismatch: y is off at " in done.stdout
 
     (project.root / "results").rename(project.root / "before")
     program, *arguments = shlex.split(replay)
@@ -428,6 +433,7 @@ def test_a_results_folder_that_cannot_be_written_is_an_error_before_the_first_ca
     ("arguments", "told"),
     [
         pytest.param(["--op-type", "gemm"], "legal values: double", id="op_type"),
+        pytest.param(["--definition-name", "double_n5"], "'double_n5' is not known; near it: double_n4", id="near"),
         pytest.param(["--definition-name", "x"], "legal values: double_n4", id="definition"),
         pytest.param(["--test-sizes", "small,tiny"], "legal values: small, medium, large", id="size"),
         pytest.param(["--checks", "numerics,sums"], "'sums' is not known; legal values: definition, shape", id="check"),

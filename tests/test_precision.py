@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from refgrid.proving.precision import in_dtype, in_float64
+from refgrid.proving.precision import chosen_by, in_dtype, in_float32, in_float64
 
 A = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
 INPUTS = {"x": A, "n": 3}
@@ -33,6 +33,20 @@ def test_in_float64_bits_stay_bits() -> None:
     result = in_float64(lambda given: given["x"].view(torch.uint8).clone(), inputs)
 
     assert torch.equal(result, inputs["x"].view(torch.uint8))
+
+
+def test_in_float32_what_is_rounded_to_16_bits_is_not() -> None:
+    result = in_float32(lambda given: (given["x"].float() / 3).to(torch.bfloat16).to(given["x"].dtype), INPUTS)
+
+    assert result.dtype == torch.float32
+    assert torch.equal(result, A.float() / 3)
+
+
+def test_of_choices_the_numbers_are_known() -> None:
+    indices, (best, ordered) = chosen_by(lambda: (A.float().topk(2, dim=1).indices, A.float().sort(dim=1))[0])
+
+    assert torch.equal(best, A.float().gather(1, indices))
+    assert torch.equal(ordered, A.float().sort(dim=1).values)
 
 
 def test_in_a_dtype_each_step_is_rounded() -> None:

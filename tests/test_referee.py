@@ -43,9 +43,11 @@ class Bench:
         self.referee: Any = lambda x: {"y": x * 2}
         self.exact = ""  # the source that is the referee
         self.size: Any = "small"
+        self.workload = "b1"
         self.kernels: Mapping[str, str] = {}
         self.hashes: Mapping[str, str] = {}
         self.outliers: frozenset[str] = frozenset()
+        self.report = ""
 
     def prove(self, check: Any, source: str | None = None, **truths: Truth) -> Proof:
         def adapter(name: str, _op: str, _device: str) -> Any:
@@ -60,7 +62,7 @@ class Bench:
         provider = SimpleNamespace(SOURCES=tuple(table), adapter=adapter, referee=judging, REFEREE=self.exact)
         prover = Prover(self._dataset, Sources((provider,)), "cpu")
         try:
-            return prover.prove(Case("double_n4", "double", "double", "b1", check, source, self.size))
+            return prover.prove(Case("double_n4", "double", "double", self.workload, check, source, self.size))
         finally:
             self.hashes = prover.hashes
 
@@ -72,7 +74,7 @@ class Bench:
             self.prove(check, source, **truths)
         assert caught.value.verdict is Verdict.MISMATCH
         assert caught.value.comparisons
-        self.outliers = caught.value.outliers
+        self.outliers, self.report = caught.value.outliers, caught.value.report
         return caught.value.reason
 
 
@@ -109,9 +111,43 @@ def test_sources_that_are_both_off_are_said_to_be(bench: Bench) -> None:
 def test_sources_that_agree_and_are_off_together_are_a_mismatch(bench: Bench) -> None:
     told = bench.refuted("agreement", one=off_by(0.5), two=off_by(0.5))
 
-    assert told.startswith("the sources agree with each other, but")
-    assert "equally far; none is within its tolerance of it" in told
+    assert told.startswith("the sources agree with each other, but y is off at [0, ")
+    assert "[double_n4, one against float64]; y is off at" in told
+    assert told.endswith("equally far; none is within its tolerance of it")
     assert bench.outliers == {"one", "two"}
+
+
+def test_the_report_tells_of_each_that_is_off_together_what_explains_it_and_where_it_is_worst(
+    tmp_path: Path, double: dict[str, Any], write_definition: Any
+) -> None:
+    write_definition(double, 16)
+    bench = Bench(tmp_path)
+    bench.workload = "b16"
+
+    told = bench.refuted("agreement", one=lambda x: x * 2.5, two=lambda x: x * 2.5)
+
+    assert told.count("all of it explained by a factor of 1.25") == 2
+    assert bench.report.count("64 of 64 elements are outside the tolerance") == 2
+    assert bench.report.count("explained by a factor of 1.25") == 2
+    assert bench.report.count("] is ") == 10, "the five worst of each, with what they should be"
+
+
+def test_of_sources_that_agree_only_those_off_from_float64_are_told_and_run_again(bench: Bench) -> None:
+    calls: list[str] = []
+
+    def near(x: torch.Tensor) -> torch.Tensor:
+        calls.append("near")
+        return x * 2 + 0.9e-5
+
+    def far(x: torch.Tensor) -> torch.Tensor:
+        calls.append("far")
+        return x * 2 + 1.8e-5
+
+    bench.refuted("agreement", near=near, far=far)
+
+    assert bench.report.count("outside the tolerance") == 1
+    assert bench.outliers == {"far"}
+    assert calls == ["near", "far", "far"]
 
 
 def test_a_wrong_library_leaves_a_right_reference_red_and_takes_the_blame(bench: Bench) -> None:
@@ -144,6 +180,19 @@ def test_sources_that_disagree_because_one_changes_its_mind_are_nondeterministic
     assert caught.value.verdict is Verdict.NONDETERMINISTIC
     assert "a second run of two on equal inputs differs: y" in caught.value.reason
     assert "two's y is 1 from float64" in caught.value.reason
+
+
+def test_sources_that_were_off_together_once_are_nondeterministic(bench: Bench) -> None:
+    with pytest.raises(Finding) as caught:
+        bench.prove("agreement", one=changing(0.5, 0.0), two=off_by(0.5))
+
+    assert caught.value.verdict is Verdict.NONDETERMINISTIC
+    assert caught.value.reason.startswith("the sources agree with each other, but y is off at [0, ")
+    assert caught.value.reason.endswith(
+        "; a second run of one on equal inputs differs: y in 4 of 4 elements, by up to 0.5"
+    )
+    assert caught.value.report.endswith(caught.value.reason.rpartition("; ")[2])
+    assert caught.value.outliers == {"one", "two"}
 
 
 def test_a_third_source_that_changes_its_mind_is_found_behind_one_that_is_wrong(bench: Bench) -> None:

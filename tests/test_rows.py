@@ -203,3 +203,29 @@ def test_what_is_measured_in_buffers_has_the_bits_of_the_careful_way(dtype: torc
     found = rows._usual(actual, expected, torch.empty(3, actual.numel(), dtype=wide))
 
     assert torch.equal(found, rows._careful(actual, expected))
+
+
+INF, NAN = math.inf, math.nan
+ODD = [(-INF, -INF), (NAN, NAN), (INF, -INF), (NAN, 1.0), (1.0, -INF), (-INF, NAN)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pair", ODD, ids=str)
+@pytest.mark.parametrize("largest", [1.0, INF], ids=["usual", "squares overflow"])
+def test_what_is_not_finite_is_left_out_in_the_buffers_too(
+    dtype: torch.dtype, pair: tuple[float, float], largest: float
+) -> None:
+    expected, noise = numbers(2, 100, 77)
+    actual, expected = (expected + 1e-2 * noise).to(dtype), expected.to(dtype)
+    expected[3, 3] = min(largest, torch.finfo(dtype).max)
+    actual[40] = -expected[3, 3]
+    for side, value in zip((actual, expected), pair, strict=True):
+        side.view(-1)[::5] = value
+        side[7:9] = value  # rows without anything finite
+    wide = torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+
+    found = rows._usual(actual, expected, torch.empty(3, actual.numel(), dtype=wide))
+
+    assert torch.equal(found, rows._careful(actual, expected))
+    assert found[:, 7:9].eq(0).all()
+    assert not found.isnan().any()

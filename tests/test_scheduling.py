@@ -319,6 +319,17 @@ class TestRefusals:
         assert simulation.all_ran == []
         assert simulation.scheduler.tests_finished
 
+    def test_a_run_without_any_lease_does_not_end_before_it_is_told_what_was_planned(self) -> None:
+        simulation = Simulation(*grid_of_cases(20), 2)
+        for worker in simulation.workers:
+            simulation.controller.refuse(worker.gateway.id, "no GPU within 30m")
+
+        assert not simulation.scheduler.tests_finished
+
+        simulation.collect(simulation.workers[0])
+
+        assert simulation.scheduler.tests_finished
+
     def test_a_worker_that_collected_something_else_is_rejected_and_said(self) -> None:
         simulation = Simulation(*grid_of_cases(20), 2)
         simulation.collect(simulation.workers[0])

@@ -177,10 +177,37 @@ def test_what_failed_is_never_cached(project: Project) -> None:
     assert set(marks(project).split()) == set(FAULTS)
 
 
-def test_an_expected_failure_is_measured_each_time(project: Project) -> None:
+def test_an_expected_mismatch_is_not_measured_again_until_its_key_changes(project: Project) -> None:
     project.reference("open('ran', 'a').write('x')\nreturn x * 2.1", 1)
     project.expect_mismatch()
     project.run("-k", "sum")
+    first = runs(project)[-1]
+    later(project)
+    marks(project)
+    project.run("-k", "sum")
+    again = runs(project)[-1].outcomes["double_n4-b1-sum"]
+    assert (again.verdict, again.evidence) == (Verdict.EXPECTED, first.header.run)
+    assert again.reason == first.outcomes["double_n4-b1-sum"].reason
+    assert marks(project) == ""
+    later(project)
+
+    project.run("-k", "sum", "--no-cache")
+    assert marks(project)
+    later(project)
+    file = project.root / "ci" / "expected_failures.toml"
+    file.write_text(file.read_text().replace("mismatch", "error"))
+    project.run("-k", "sum")
+
+    assert newest(project) == {"b1-sum": "mismatch"}
+
+
+def test_another_expected_failure_is_measured_each_time(project: Project) -> None:
+    project.reference("open('ran', 'a').write('x')\nraise MemoryError('4 GiB')", 1)
+    project.expect_mismatch()
+    file = project.root / "ci" / "expected_failures.toml"
+    file.write_text(file.read_text().replace('"mismatch"', '"oom"'))
+    project.run("-k", "sum")
+    assert newest(project) == {"b1-sum": "expected"}
     later(project)
     marks(project)
 
@@ -271,6 +298,7 @@ def test_due_counts_what_a_run_would_run_and_records_a_run_of_which_nothing_is(
     assert (before.returncode, before.stdout) == (1, "12 of 12 cases are due, such as double_n4-b1-shape\n")
     assert after.returncode == 0, after.stdout + after.stderr
     assert after.stdout.startswith("0 of 12 cases are due; written: ")
+    assert "unchanged since their last outcome (--no-cache runs them)" in after.stdout
     assert once_more.returncode == 0
     assert marks(project) == ""
     first, second = runs(project)  # the second such record has taken the place of the first

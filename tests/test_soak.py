@@ -139,6 +139,22 @@ def test_what_had_no_turn_does_not_outdate_what_had() -> None:
     assert report(run(outcome(seeded(1), Verdict.MATCH), left)).judged == 1
 
 
+def test_the_report_tells_what_was_judged_as_hashes_and_where_it_changed_in_between() -> None:
+    """Of agreement, whose hash is one of all sources, nothing is told: each is held against the reference as well."""
+    together = outcome(seeded(1, "agreement"), Verdict.MATCH, adapter="all")
+    left = outcome(seeded(1, "cudnn"), Verdict.MISSING, adapter="c1")
+
+    found = report(run(outcome(seeded(1), Verdict.MATCH), together, left))
+
+    assert found.references == {"gemm_n4": "r1"}
+    assert found.adapters == {"gemm torch": "a1"}
+    assert found.parts["instrument"] == "i1"
+    two = run(
+        outcome(seeded(1), Verdict.MATCH), outcome(replace(seeded(1), workload="m2"), Verdict.MATCH, adapter="a2")
+    )
+    assert report(two).adapters == {"gemm torch": "a1 a2"}
+
+
 def test_the_largest_headroom_of_an_op_names_its_case() -> None:
     outcomes = [outcome(seeded(n), Verdict.MATCH, n / 10, 0.05) for n in (1, 7, 3)]
     exact = outcome(seeded(1, "shape", "rope"), Verdict.MATCH)

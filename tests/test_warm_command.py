@@ -166,6 +166,15 @@ def test_a_library_that_was_cut_short_is_compiled_again(project: Project) -> Non
     assert "1 compiled, 2 were there, 0 failed" in again.out
 
 
+def test_where_nothing_could_be_compiled_no_later_compile_is_late(project: Project) -> None:
+    ended = project.warm("--arch", "9.0a", COMPILER="echo 'cannot find -lcuda' >&2; exit 1")
+
+    assert ended.status == 1
+    assert "0 compiled, 0 were there, 3 failed" in ended.out
+    assert "stamp: " not in ended.out
+    assert not list(project.root.rglob("refgrid-warm.json"))
+
+
 def test_where_there_is_no_cuda_there_is_nothing_to_do(project: Project) -> None:
     (project.root / "ci").mkdir()
     (project.root / "ci/environments.toml").write_text(

@@ -387,13 +387,16 @@ class TestRefused:
         assert "tool==1.0 is demanded, but no wheel of it is carried, and installed here is 0.9" in told
         assert "kernels" not in told
 
-    def test_a_manifest_that_does_not_say_what_is_demanded(
-        self, container: Container, packed: Path, tmp_path: Path
+    @pytest.mark.parametrize("damage", [{"format": 1}, {"format": 1, "wheels": None}, {"format": 3}])
+    def test_a_manifest_of_another_format(
+        self, container: Container, packed: Path, tmp_path: Path, damage: dict[str, Any]
     ) -> None:
-        self.change(packed, lambda told: told.update(format=1))
+        """Format 1 did not say what is demanded; of others nobody knows what they say, and where."""
+        self.change(packed, lambda told: told.update(damage))
 
         told = self.refused(container, packed, tmp_path / "site")
-        assert "manifest.json: format 1 should be 2; collect the wheels anew: nox -s wheelhouse" in told
+        anew = "collect the wheels anew, where there is an index: nox -s wheelhouse -- mine"
+        assert f"manifest.json: format {damage['format']} should be 2; {anew}" in told
 
     def test_a_check_says_so_too(self, container: Container, packed: Path) -> None:
         done = container.run(packed / "overlay.py", "check")

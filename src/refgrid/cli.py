@@ -151,7 +151,6 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     from refgrid.records.record import RecordError
     from refgrid.report.kept_columns import read_columns
     from refgrid.report.matrix import assemble, write_files
-    from refgrid.report.soak_age import ages
     from refgrid.report.terminal import print_matrix
 
     published = _published(dataset)
@@ -160,7 +159,7 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
     try:
         columns = read_columns(results, kept := output / ".digests", today)
         built = assemble(columns, _declared(environments), op_types)
-        soaked = list(ages(results / "soak", today))
+        soaked = _soaked(results / "soak", published)
     except (RecordError, ValueError) as error:
         _fail(str(error))
     print_matrix(built, Console(), kept, by_definition=by_definition)
@@ -207,6 +206,14 @@ def _published(dataset: Path) -> Mapping[str, Definition]:
         click.echo(f"{dataset} holds no definitions: records are taken as they are, whatever reference they measured")
         return {}
     return _load(dataset).definitions
+
+
+def _soaked(folder: Path, published: Mapping[str, Definition]) -> list[str]:
+    """How old the kept reports of soaks are; what is of today is looked up where there are some."""
+    from refgrid.caching.today import today
+    from refgrid.report.soak_age import ages
+
+    return [age.told for age in ages(folder, today(published, Sources()))] if folder.is_dir() else []
 
 
 def _declared(file: Path) -> dict[str, str]:

@@ -1,16 +1,20 @@
 """Faults on a real GPU: `pytest tests/gpu` on a machine that has one. Other runs do not look into this folder.
 
 One run with a worker a GPU, in which each definition has one fault that strikes once; whatever else there is must have
-its own true result.
+its own true result. With `--junitxml` pytest's report tells what became of each, to be kept by tests/kept_faults.py.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from fault_table import FAULTS, Fault
 from fleet import CRASH_SAFE, Fleet, overlapping
+from kept_faults import FAULT
 
 from refgrid.records.record import Outcome, Verdict
 from refgrid.running.devices import visible_devices
@@ -26,27 +30,6 @@ def astray(pointer):
 """
 
 
-class Fault(NamedTuple):
-    """What a reference does the first time it is called, and what must be said of the case in which it does."""
-
-    name: str
-    strike: str
-    verdict: str
-    told: str
-
-
-FAULTS = [
-    Fault(
-        "index", "return x[torch.full((1,), 10**6, device=x.device)]", "crash", "the CUDA context is lost after it: "
-    ),
-    Fault("astray", "import astray; astray.astray[(1,)](x)", "crash", "an illegal memory access was encountered"),
-    # Python waits for the kernel at the next call that needs its result, the reference's own or the instrument's.
-    Fault("endless", "torch.cuda._sleep(10**15)", "hang", "not done within 1m (--case-timeout), then in "),
-    Fault("too_large", "return torch.empty(10**13, device=x.device)", "oom", "out of memory"),
-    Fault("killed", "os.kill(os.getpid(), 9)", "crash", "killed by SIGKILL"),
-]
-
-
 class Gpus(Fleet):
     """A fleet of the GPUs that are there."""
 
@@ -56,6 +39,12 @@ class Gpus(Fleet):
         plugins = "xdist.plugin,refgrid.plugin" if "PYTEST_DISABLE_PLUGIN_AUTOLOAD" in os.environ else ""
         real = {**super().variables, "PYTHONPATH": path, "PYTEST_PLUGINS": plugins}
         return {name: value for name, value in real.items() if name != "REFGRID_FAKE_GPUS"}
+
+    def lost(self, fault: Fault, device: str) -> float | None:
+        """Seconds from the fault until a case, or the meeting, began on its GPU; None where none did."""
+        struck = (self.root / f"{fault.name}.once").stat().st_mtime
+        began = [*(use.began for use in self.uses if use.device == device), *filter(None, [self.met.get(device)])]
+        return round(min(after) - struck, 1) if (after := [at for at in began if at > struck]) else None
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +69,18 @@ def outcomes(gpus: Gpus) -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_the_guilty_case_is_named_with_its_verdict(outcomes: dict[str, Outcome], fault: Fault) -> None:
+def test_the_guilty_case_is_named_with_its_verdict(
+    gpus: Gpus, outcomes: dict[str, Outcome], fault: Fault, record_testsuite_property: Callable[[str, object], None]
+) -> None:
     (guilty,) = [
         outcome
         for outcome in outcomes.values()
         if outcome.case.definition == f"{fault.name}_n4" and outcome.verdict.value not in {"match", "missing"}
     ]
 
+    told = {"fault": fault.name, "planted": fault.strike, "verdict": guilty.verdict.value, "reason": guilty.reason}
+    lost = gpus.lost(fault, guilty.device.rpartition(" ")[2])
+    record_testsuite_property(f"{FAULT}{fault.name}", json.dumps({**told, "seconds_without_the_gpu": lost}))
     assert guilty.verdict.value == fault.verdict, guilty.reason
     assert fault.told in guilty.reason
     assert guilty.case.check == "shape"

@@ -26,6 +26,7 @@ from refgrid.environments.declared import EnvironmentsError
 from refgrid.environments.imports import Imports
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import Header, now
+from refgrid.running.fresh import demand_rendered
 from refgrid.running.grid import Grid
 from refgrid.running.options import add_options
 from refgrid.running.recorder import demand_declared, file_name
@@ -85,6 +86,7 @@ def due(arguments: Sequence[str], folder: Path) -> Due:
     config = Asked(folder, [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *arguments])
     demand_declared(folder / TABLE, config.getoption("--environment"))
     grid = Grid(cast(pytest.Config, config))
+    demand_rendered(grid.root)
     planned = {name: tolerance for file in config.files for name, tolerance in _owed(file, grid, config)}
     if not planned:
         raise CannotTell("no case is planned")

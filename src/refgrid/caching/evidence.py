@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from refgrid.caching.key import Keys
+from refgrid.caching.room import had_all, is_lack
 from refgrid.caching.searched import Searched, is_wanted, lines
 from refgrid.dataset.case import Case
-from refgrid.dataset.memory import told_bytes
 from refgrid.records.record import Outcome, Verdict, record_paths
 
 # Not proven, but decided by what is in the key: nothing that has not changed can become available.
@@ -24,8 +24,15 @@ _DECIDED = frozenset({Verdict.MISSING, Verdict.UNSUPPORTED, Verdict.API_ABSENT, 
 # Whoever died could not say under which tolerance.
 DIED = frozenset({Verdict.CRASH, Verdict.HANG})
 
-_LACK = " are free for this worker"  # how refgrid.dataset.memory ends the reason of a case that does not fit
 _RUN = re.compile(rb'^\{"type": ?"run"')
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of memory, in bytes: what a worker was told to take at most, and what it has in any case."""
+
+    memory: float = math.inf
+    room: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,20 @@ class Evidence:
         """The tolerance it was measured with."""
         return self.hashes["tolerance"]
 
-    def stands(self, memory: float) -> bool:
-        """Whether it need not be measured again as long as its key is the same; `memory` bounds that of a worker.
+    def stands(self, bounds: Bounds, known: Collection[Verdict]) -> bool:
+        """Whether it need not be measured again as long as its key is the same.
 
-        A match does, and so does what the key alone decides. What was cut or left out for want of memory does where the
-        bound was the reason, and not what happened to be free at the time.
+        A match stands, and so does what the key alone decides. `known` are the failures that are expected of the case,
+        by its key: an expected mismatch stands, which was measured twice before it was told; whoever died, ran out of
+        memory or differed from itself may do otherwise next time. What was left out for want of memory stands where it
+        had as much as a worker now has in any case, and what was cut where a bound that was set was the reason.
         """
         if self.verdict is Verdict.NOT_RUN:
-            return not math.isinf(memory) and self.reason.endswith(f"; {told_bytes(memory)}{_LACK}")
-        if self.shrunk and math.isinf(memory):
+            return had_all(self.reason, bounds.room)
+        if self.shrunk and math.isinf(bounds.memory):
             return False
+        if self.verdict is Verdict.EXPECTED:
+            return set(known) == {Verdict.MISMATCH}
         return self.verdict is Verdict.MATCH or self.verdict in _DECIDED
 
     def outcome(self, case: Case, key: str) -> Outcome:
@@ -73,7 +84,7 @@ def record_files(folders: Iterable[Path]) -> list[Path]:
 
 
 def standing(
-    files: Iterable[Path], keys: Keys, cases: Collection[Case], tolerance: str, memory: float, searched: Searched
+    files: Iterable[Path], keys: Keys, cases: Collection[Case], tolerance: str, bounds: Bounds, searched: Searched
 ) -> dict[str, dict[str, Evidence]]:
     """What need not be measured again, by case id and by the tolerance that it was measured with.
 
@@ -90,7 +101,7 @@ def standing(
         of_case = newest.setdefault(each.case, {})
         if each.tolerance not in of_case or of_case[each.tolerance].started <= each.started:
             of_case[each.tolerance] = each
-    stands = {case_id: _stands(found, memory) for case_id, found in newest.items()}
+    stands = {name: _stands(found, bounds, keys.failures_known(by_id[name])) for name, found in newest.items()}
     return {case_id: found for case_id, found in stands.items() if found}
 
 
@@ -105,9 +116,10 @@ def newest_match(files: Iterable[Path], case_ids: Collection[str]) -> dict[str, 
     return found
 
 
-def _stands(found: Mapping[str, Evidence], memory: float) -> dict[str, Evidence]:
+def _stands(found: Mapping[str, Evidence], bounds: Bounds, known: Collection[Verdict]) -> dict[str, Evidence]:
     died = max((each.started for each in found.values() if each.verdict in DIED), default="")
-    return {name: each for name, each in found.items() if each.stands(memory) and each.started > died}
+    kept = {name: each for name, each in found.items() if each.started > died}
+    return {name: each for name, each in kept.items() if each.stands(bounds, known)}
 
 
 def _measured(
@@ -130,8 +142,7 @@ def _measured(
 
 def _had_no_turn(outcome: Mapping[str, Any]) -> bool:
     """Not-run for another reason than that the case needs more memory than there is."""
-    lack = str(outcome.get("reason", "")).endswith(_LACK)
-    return outcome.get("verdict") == Verdict.NOT_RUN.value and not lack
+    return outcome.get("verdict") == Verdict.NOT_RUN.value and not is_lack(str(outcome.get("reason", "")))
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

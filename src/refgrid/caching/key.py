@@ -29,11 +29,12 @@ from refgrid.dataset.definition import DataSet, Definition, Workload
 from refgrid.dataset.reference import text_hash
 from refgrid.environments.measured import Environment
 from refgrid.proving.expected import ExpectedFailures
+from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
 # What a part is called, in the order in which a difference is told.
 RUN_PARTS = (
-    *("instrument", "lock", "python", "platform", "torch", "cuda", "toolkit", "driver", "libraries"),
+    *("instrument", "tolerances", "lock", "python", "platform", "torch", "cuda", "toolkit", "driver", "libraries"),
     *("device", "memory", "settings"),
 )
 CASE_PARTS = ("definition", "reference", "adapter", "workload", "expected", "tolerance")
@@ -41,6 +42,7 @@ CASE_PARTS = ("definition", "reference", "adapter", "workload", "expected", "tol
 # From proof.py on, all that is imported; of these two, which import the rest of the instrument, their own text.
 _ROOTS = ("refgrid.proving.proof", "refgrid.proving.expected")
 _ALONE = ("refgrid.plugin", "refgrid.contract")
+_TOLERANCES = "refgrid.proving.tolerance"
 
 # NVIDIA_TF32_OVERRIDE=1 makes every float32 product another one, and there are many of the kind.
 _READERS = (
@@ -75,7 +77,7 @@ class Keys:
         self._kept: dict[tuple[str, ...], str] = {}
         self._adapter_texts, self._own = Adapters(sources), Modules.of("refgrid")
         self._instrument = instrument_modules(self._own)
-        self.run_parts = _run_parts(machine, self._own.hash(self._instrument))
+        self.run_parts = {**instrument_parts(self._own), **_run_parts(machine)}
 
     def key(self, case: Case, tolerance: str = TABLE) -> str:
         """The whole, as 16 hexadecimal digits."""
@@ -104,6 +106,10 @@ class Keys:
         made_of = ((self._own, self._instrument), *called)
         return any(package.edited(names) for package, names in made_of if package)
 
+    def failures_known(self, case: Case) -> set[Verdict]:
+        """The verdicts that are expected of a case, which its key has."""
+        return {entry.verdict for entry in self._expected.entries if entry.covers(case.name, case.seed)}
+
     def _once(self, *name: str, of: Callable[[], str]) -> str:
         if name not in self._kept:
             self._kept[name] = of()
@@ -111,8 +117,9 @@ class Keys:
 
     def _adapters(self, case: Case) -> str:
         """All that serve the op, and its referee, where sources are held against each other, else the case's own."""
-        told = [f"{name} {self._adapter(name, case.op)}" for name in self._called(case)]
-        return self._once("adapters", *told, of=lambda: short(told)) if told else NONE
+        called = self._called(case)
+        hashes = {name: self._adapter(name, case.op) for name in called}
+        return self._once("adapters", case.op, *called, of=lambda: adapters_part(hashes))
 
     def _called(self, case: Case) -> tuple[str, ...]:
         if case.check == "agreement":
@@ -144,11 +151,10 @@ class Keys:
         return short(covering) if covering else NONE
 
 
-def _run_parts(machine: Machine, instrument: str) -> dict[str, str]:
+def _run_parts(machine: Machine) -> dict[str, str]:
     """The parts that all cases of a run have in common, in words where that is short."""
     environment, lock = machine.environment, machine.lock
     return {
-        "instrument": instrument[:12],
         "lock": short(lock.read_text(encoding="utf-8")) if lock.is_file() else NONE,
         "python": environment.python,
         "platform": environment.platform,
@@ -172,6 +178,18 @@ def _settings() -> str:
 def instrument_modules(package: Modules) -> list[str]:
     """The modules of the instrument that can change a verdict."""
     return sorted({*package.reached(_ROOTS), *_ALONE})
+
+
+def instrument_parts(package: Modules) -> dict[str, str]:
+    """The instrument, and its tolerances by themselves: code and numbers are changed for different reasons."""
+    modules = instrument_modules(package)
+    code = package.hash(name for name in modules if name != _TOLERANCES)
+    return {"instrument": code[:12], "tolerances": package.hash([_TOLERANCES])[:12]}
+
+
+def adapters_part(hashes: Mapping[str, str]) -> str:
+    """What a case calls, given as the hash of each source's adapter."""
+    return short([f"{name} {text}" for name, text in hashes.items()]) if hashes else NONE
 
 
 def installed() -> dict[str, str]:

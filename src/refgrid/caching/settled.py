@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from refgrid.caching.evidence import Evidence, record_files, standing
+from refgrid.caching.evidence import Bounds, Evidence, record_files, standing
 from refgrid.caching.explain import explained
 from refgrid.caching.key import TABLE, Keys, Machine
 from refgrid.caching.left import Left, left_run, told_run
+from refgrid.caching.room import sure_room
 from refgrid.caching.searched import Searched
 from refgrid.environments.measured import Environment, measure
 from refgrid.records.record import Outcome, Verdict
@@ -225,9 +226,10 @@ class Settled:
     @cached_property
     def _standing(self) -> Mapping[str, Mapping[str, Evidence]]:
         sizes, memory = self._config.getoption("--test-sizes"), self._config.getoption("--memory")
+        room = sure_room(self._grid.device, memory, self._config.getoption("--workers-per-gpu"))
         cases = [case for case in self._grid.cases.values() if not sizes or case.size in sizes]
         searched = Searched(self._grid.results / ".digests")
-        return standing(self.records, self.keys, cases, self._asked, memory, searched)
+        return standing(self.records, self.keys, cases, self._asked, Bounds(memory, room), searched)
 
     @cached_property
     def _told(self) -> Offer:

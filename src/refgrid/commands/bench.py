@@ -9,6 +9,7 @@ turns.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _BESIDES = ("reference", "source", "truth", "compare", "referee")
 _COMPARED = 2**29  # bytes of each of two bfloat16 outputs
 _BLOCK = 2**22  # elements that are drawn at once
+_MASKED = 64  # one in so many is -inf on both sides, as the lse of a row without keys is, and a masked logit
 _ATOL, _RTOL, _ROW_NORM = 8e-3, 1e-2, 4e-3  # every calibrated row of 16 bits bounds rows too
 
 
@@ -109,11 +111,18 @@ def _cases(repeats: int, definition_name: str) -> Iterator[Figure]:
 
 
 def _comparison(repeats: int) -> Iterator[Figure]:
-    """Time and memory for two outputs of 512 MiB that differ by what a kernel's rounding does, rows of any length."""
+    """Time and memory for two outputs of 512 MiB that differ by what a kernel's rounding does, rows of any length.
+
+    Of usual rows also where some elements are -inf on both sides.
+    """
     actual, expected = _outputs()
     count = len(expected)
-    for shape in ((count,), (4, count // 4), (count // 128, 128), (count // 16, 16)):
+    usual = count // 128, 128
+    for shape in ((count,), (4, count // 4), (count // 16, 16), usual):
         yield from _compared(actual.view(shape), expected.view(shape), repeats)
+    for side in (actual, expected):
+        side[::_MASKED] = -math.inf
+    yield from _compared(actual.view(usual), expected.view(usual), repeats, f", 1 in {_MASKED} -inf")
 
 
 def _outputs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +138,7 @@ def _outputs() -> tuple[torch.Tensor, torch.Tensor]:
     return actual, expected
 
 
-def _compared(actual: torch.Tensor, expected: torch.Tensor, repeats: int) -> Iterator[Figure]:
+def _compared(actual: torch.Tensor, expected: torch.Tensor, repeats: int, besides: str = "") -> Iterator[Figure]:
     import torch
 
     from refgrid.proving.compare import compare
@@ -141,7 +150,7 @@ def _compared(actual: torch.Tensor, expected: torch.Tensor, repeats: int) -> Ite
     def torchs() -> object:
         return torch.testing.assert_close(actual, expected, atol=_ATOL, rtol=_RTOL)
 
-    where = " x ".join(map(str, expected.shape))
+    where = " x ".join(map(str, expected.shape)) + besides
     yield Figure(f"memory of all metrics, parts of one output of {where}", (_peak(own) / expected.nbytes,), 1.5)
     threads = torch.get_num_threads()
     for count in dict.fromkeys((1, threads)):

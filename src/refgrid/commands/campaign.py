@@ -12,11 +12,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from refgrid.commands.duration import duration
 from refgrid.dataset.definition import DefinitionError, load_dataset
 from refgrid.environments.campaign import Campaign, definitions_matching, runnable
 from refgrid.environments.declared import EnvironmentsError
 from refgrid.environments.machine import Readiness, look_around, readiness
-from refgrid.running.budget import parse_duration
 from refgrid.sources import Sources
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -24,13 +24,6 @@ _table = click.option(
     "--table", type=click.Path(path_type=Path), default="ci/environments.toml", help="The declared environments."
 )
 _results = click.option("--results", type=_FOLDER, default="results/local", help="Folder of this machine's records.")
-
-
-def _duration(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 def _parts(_: click.Context, __: click.Parameter, given: Sequence[str]) -> tuple[str, ...]:
@@ -66,7 +59,7 @@ def here(table: Path, results: Path, *, as_json: bool) -> None:
 @_results
 @click.option("--only", multiple=True, callback=_parts, metavar="GLOB", help="An op, an op_type or a definition.")
 @names_option
-@click.option("--budget", callback=_duration, metavar="20m", help="For all together; what has not begun is not-run.")
+@click.option("--budget", callback=duration, metavar="20m", help="For all together; what has not begun is not-run.")
 @click.option("--nox", default="nox", metavar="PROGRAM", help="nox, or a Python that has it.")
 @click.argument("pytest_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

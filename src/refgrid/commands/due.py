@@ -32,6 +32,7 @@ def due(pytest_args: tuple[str, ...]) -> None:
         if not found.open:
             file = found.write()
             click.echo(f"0 of {len(found.planned)} cases are due; written: {file}")
+            click.echo("all are unchanged since their last outcome (--no-cache runs them)")
             return
     except CannotTell as reason:
         click.echo(f"due: {reason}")

@@ -11,24 +11,17 @@ from pathlib import Path
 import click
 import pytest
 
+from refgrid.commands.duration import duration
 from refgrid.environments.campaign import start_and_wait
 from refgrid.environments.declared import with_sessions
 from refgrid.records.digest import read_digested, without_collection
 from refgrid.records.record import RecordError, Run, read_runs
 from refgrid.report.soak import Soak, markdown, soaks, to_dict
-from refgrid.running.budget import parse_duration
 from refgrid.running.grid import SOAKS
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 # Test items of one pytest process: it collects so many in ten seconds, and every worker does.
 _ITEMS = 30_000
-
-
-def _duration(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 _results = click.option("--results", type=_FOLDER, default=SOAKS, show_default=True, help="Folder of their records.")
@@ -58,7 +51,7 @@ def soak(results: Path, output: Path | None) -> None:
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @click.option("--seeds", type=click.IntRange(1), default=100, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(0), help="The first (default: the one after the last in the records).")
-@click.option("--budget", callback=_duration, metavar="30m", help="When it is spent, no more cases begin.")
+@click.option("--budget", callback=duration, metavar="30m", help="When it is spent, no more cases begin.")
 @_results
 @click.argument("pytest_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

@@ -129,6 +129,8 @@ def _compile(plan: WarmPlan, here: Environment, architectures: str, jobs: int | 
     with compiler_slots(count, ninja) as slot, display(len(plan.modules), count) as shown:
         built = compile_modules(plan.modules.values(), count, slot, shown)
     ready = tuple(sorted(each.name for each in built if not each.error))
+    if not ready:  # a run would take for late what was never there ahead of it
+        return built
     versions = {"torch": here.torch or "", "CUDA": here.cuda or "", "nvcc": here.toolkit or "", **here.libraries}
     click.echo(f"stamp: {write_stamp(base, Stamp(ready, architectures, versions))}")
     return built

@@ -71,12 +71,10 @@ class Wheelhouse:
         self.folder = folder
         try:
             self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            _demand_format(folder, self.manifest)
             self.wheels: dict[str, Any] = {wheel["file"]: wheel for wheel in self.manifest["wheels"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OverlayError(f"{folder / MANIFEST}: is no manifest of a wheelhouse: {error!r}") from error
-        if (found := self.manifest.get("format")) != FORMAT:
-            told = f"{folder / MANIFEST}: format {found} should be {FORMAT}; collect the wheels anew: nox -s wheelhouse"
-            raise OverlayError(told)
 
     def environment(self, name: str | None) -> tuple[str, Any]:
         """One environment that was packed; the only one if none is named."""
@@ -117,6 +115,14 @@ class Wheelhouse:
         with tarfile.open(self.folder / piece["part"]) as part:
             member = part.extractfile(piece["member"])
             return member.read() if member else b""
+
+
+def _demand_format(folder: Path, manifest: Any) -> None:
+    """Before anything else is read, which another format may have elsewhere."""
+    if (found := manifest["format"]) != FORMAT:
+        anew = f"nox -s wheelhouse -- {' '.join(manifest.get('environments', ())) or 'NAME'}"
+        told = f"format {found} should be {FORMAT}; collect the wheels anew, where there is an index: {anew}"
+        raise OverlayError(f"{folder / MANIFEST}: {told}")
 
 
 def check(wheelhouse: Wheelhouse, name: str | None) -> str:

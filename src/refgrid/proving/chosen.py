@@ -62,7 +62,7 @@ def compare_chosen(output: str, actual: torch.Tensor, expected: torch.Tensor, to
     if not expected.is_floating_point():
         _demand_indices(output, expected)
         return _compare_sets(output, actual, expected.long(), tolerance)
-    scores = torch.nn.functional.pad(expected.double(), (0, 1), value=-torch.inf)  # the last: for no candidate at all
+    scores = _with_none(expected)
     if scores.isnan().any():
         at = scores.isnan().nonzero()[0].tolist()
         raise ComparisonError(f"the score that {output} is held against is nan at {at}, so nothing tells what is right")
@@ -78,6 +78,16 @@ def _demand_indices(output: str, indices: torch.Tensor) -> None:
         raise ComparisonError(f"{output} is {found}, but should be whole numbers [rows, k]")
     if indices.numel() == 0:
         raise EmptyComparison(f"{output} has no element (shape {list(indices.shape)}): nothing was compared")
+
+
+def scores_at(index: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The score [rows, candidates] of each chosen index [rows, k], float64; -inf for -1, which is none."""
+    return _scores_of(index.long(), _with_none(scores))
+
+
+def _with_none(scores: torch.Tensor) -> torch.Tensor:
+    """In float64, with a last one for no candidate at all."""
+    return torch.nn.functional.pad(scores.double(), (0, 1), value=-torch.inf)
 
 
 def _is_legal(index: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,12 @@ import torch
 
 from refgrid.proving.compare import Comparison, Location, told_apart
 from refgrid.proving.explanations import LEAST, Piece, explain, within
-from refgrid.proving.finding import forget_locals, judge
+from refgrid.proving.finding import Finding, forget_locals, judge
 from refgrid.proving.forms import form_of
 from refgrid.proving.routed import chosen_experts, told_expert
 from refgrid.proving.tolerance import Tolerance
 from refgrid.proving.workbench import Laid
+from refgrid.records.record import Verdict
 
 _MOST = 2**21
 _FEW = 4  # places of an axis that are listed one by one
@@ -64,6 +65,27 @@ class Diagnosis:
         index = ", ".join(f"{axis}={i}" for axis, i in zip(self.axes, worst.index, strict=True))
         actual, expected = told_apart(worst.actual, worst.expected)
         return f"[{index}] is {actual} but should be {expected} (error {worst.error:.4g})"
+
+
+def mismatch_of(
+    comparisons: Sequence[Comparison],
+    bench: Laid,
+    actual: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    where: str,
+) -> Finding | None:
+    """What does not match, and where; None when all does."""
+    wrong = [comparison for comparison in comparisons if not comparison.matches]
+    if not wrong:
+        return None
+    told, report = told_of(wrong, bench, actual, expected)
+    return Finding(Verdict.MISMATCH, f"{told} {where}", comparisons, report)
+
+
+def joined(wrong: Sequence[Finding], comparisons: Sequence[Comparison], lead: str = "") -> Finding:
+    """Several mismatches of one case as one."""
+    reason, report = "; ".join(each.reason for each in wrong), "\n".join(each.report for each in wrong)
+    return Finding(Verdict.MISMATCH, lead + reason, comparisons, report)
 
 
 def told_of(

@@ -1,9 +1,9 @@
 """The measures of two tensors, taken a chunk at a time in float64, so that no temporary is as large as they are.
 
-On a CPU the limits are passes over memory and calls of PyTorch, so a chunk of usual values, finite ones, is measured in
-buffers that its thread keeps, and is ranked only if it may hold one of the worst. Threads of our own take a range of
-chunks each. PyTorch's would have to meet after every call, and a call on a chunk takes microseconds: where cores are
-shared they wait a hundred times longer for each other than they compute.
+On a CPU the limits are passes over memory and calls of PyTorch, so a chunk of usual values, finite or the same on both
+sides, is measured in buffers that its thread keeps, and is ranked only if it may hold one of the worst. Threads of our
+own take a range of chunks each. PyTorch's would have to meet after every call, and a call on a chunk takes
+microseconds: where cores are shared they wait a hundred times longer for each other than they compute.
 """
 
 from __future__ import annotations
@@ -103,11 +103,13 @@ class _Bench:
 
     def rows(self, actual: torch.Tensor, expected: torch.Tensor, start: int) -> torch.Tensor:
         """The rows of one range."""
-        found = []
+        places = range(0, len(actual), self._size)
+        # In one tensor: kept one by one, they lie in what temporaries leave, and the heap grows by each chunk.
+        rows = torch.empty(len(places), _WIDTH + 3 * WORST, dtype=torch.float64)
         with torch.no_grad():  # holds for a thread, not for those that it starts
-            for at in range(0, len(actual), self._size):
-                found.append(self._row(actual[at : at + self._size], expected[at : at + self._size], start + at))
-        return torch.stack(found)
+            for row, at in zip(rows, places, strict=True):
+                row.copy_(self._row(actual[at : at + self._size], expected[at : at + self._size], start + at))
+        return rows
 
     def _row(self, actual: torch.Tensor, expected: torch.Tensor, start: int) -> torch.Tensor:
         row = self._usual(actual, expected, start)
@@ -117,21 +119,27 @@ class _Bench:
         return row
 
     def _usual(self, actual: torch.Tensor, expected: torch.Tensor, start: int) -> torch.Tensor | None:
-        """As _careful, of a chunk that holds finite values only, and no 0 where an error of 0 is allowed."""
+        """As _careful, unless values that are not finite disagree or a difference leaves the range of float64."""
         a, e, error, allowed, work = self._buffers[:, : len(actual)]
         largest = torch.sub(a.copy_(actual), e.copy_(expected), out=error).abs_().amax().item()
+        agreed = 0.0
+        if math.isnan(largest):
+            agreed, largest = _zero_agreed(a, e, error), error.amax().item()
         if not math.isfinite(largest):
             return None
         count, ee = float(len(actual)), _squares(e)
+        finite = count - agreed
         if largest == 0:
-            sums = [count, 0.0, count, 0.0, 0.0, float(torch.count_nonzero(e)), 0.0, ee, ee, ee]
-            return self._with_ranks([*sums, 0.0, 0.0, 0.0, -self._tolerance.atol], error, None, start, largest)
+            least = e.abs_().amin().item()
+            nonzero, beyond = float(torch.count_nonzero(e)), -(self._tolerance.rtol * least + self._tolerance.atol)
+            row = [count, 0.0, finite, 0.0, 0.0, nonzero, 0.0, ee, ee, ee, 0.0, 0.0, 0.0, beyond]
+            return self._with_ranks(row, error, None, start, largest)
         aa, ae = _squares(a), torch.mul(a, e, out=work).sum().item()
         size = e.abs_()
         torch.mul(size, self._tolerance.rtol, out=allowed).add_(self._tolerance.atol)
         headroom = torch.div(error, allowed, out=work).amax().item()
-        if not math.isfinite(headroom):
-            return None
+        if math.isnan(headroom):  # 0 / 0 is no error at all
+            headroom = work.masked_fill_(error == 0, 0.0).amax().item()
         beyond = torch.sub(error, allowed, out=work).amax().item()
         ok = error <= allowed if headroom > 1 else None
         matched = count if ok is None else float(torch.count_nonzero(ok))
@@ -139,7 +147,7 @@ class _Bench:
         if not math.isfinite(rel := relative.sum().item()):
             zero = size == 0
             rel, nonzero = relative.masked_fill_(zero, 0.0).sum().item(), count - float(torch.count_nonzero(zero))
-        sums = [matched, 0.0, count, error.sum().item(), rel, nonzero, _squares(error), aa, ee, ae]
+        sums = [matched, 0.0, finite, error.sum().item(), rel, nonzero, _squares(error), aa, ee, ae]
         return self._with_ranks([*sums, largest, relative.amax().item(), headroom, beyond], error, ok, start, largest)
 
     def _with_ranks(
@@ -152,6 +160,19 @@ class _Bench:
         else:
             ranks = _rank(error, torch.ones_like(error, dtype=torch.bool) if ok is None else ok, start)
         return torch.cat([torch.tensor(row, dtype=torch.float64), ranks])
+
+
+def _zero_agreed(a: torch.Tensor, e: torch.Tensor, error: torch.Tensor) -> float:
+    """Set to 0 what is not finite, as _careful does, and tell how much that is; what disagrees keeps its error.
+
+    The difference of equal infinities is nan, and so is that of a nan from anything.
+    """
+    count = float(torch.count_nonzero(error.isnan()))
+    if torch.equal(a.isnan(), e.isnan()):
+        for each in (a, e):
+            each.nan_to_num_(0.0, posinf=0.0, neginf=0.0)  # to fill by a mask takes four times as long
+        error.nan_to_num_(0.0, posinf=math.inf)
+    return count
 
 
 def _squares(values: torch.Tensor) -> float:

@@ -6,7 +6,7 @@ bound: every intermediate is stored in a kernel's dtype, products are summed in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
+_OF_16_BITS = (torch.float16, torch.bfloat16)
 _CHOICES = ("aten::topk", "aten::sort")
 
 Call = Callable[[Mapping[str, Any]], Any]
@@ -24,9 +25,14 @@ def in_float64(call: Call, inputs: Mapping[str, Any]) -> Any:
 
     8-bit floats stay: code looks at their bits. What the code gives has float64 wherever it had a float.
     """
-    wide = {name: value.double() if _is_rounded(value) else value for name, value in inputs.items()}
-    with _default_float64(), _Wide():
-        return call(wide)
+    with _default_float64(), _Wide(_ROUNDED, torch.float64):
+        return call(_widened(inputs, _ROUNDED, torch.float64))
+
+
+def in_float32(call: Call, inputs: Mapping[str, Any]) -> Any:
+    """The same in float32 of code that rounds to 16 bits: what is left of its error is that of its float32 sums."""
+    with _Wide(_OF_16_BITS, torch.float32):
+        return call(_widened(inputs, _OF_16_BITS, torch.float32))
 
 
 def in_dtype(call: Call, inputs: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -44,27 +50,40 @@ def in_dtype(call: Call, inputs: Mapping[str, Any], dtype: torch.dtype) -> Any:
         return call(inputs)
 
 
+def chosen_by(call: Callable[[], Any]) -> tuple[Any, list[torch.Tensor]]:
+    """What `call` gives, and of each choice in it the numbers that were chosen, as it saw them and in its order."""
+    choices = _Choices()
+    with choices:
+        return call(), choices.values
+
+
 class _Wide(TorchDispatchMode):
-    """Casts to, and new tensors of, a float of 16 or 32 bits become float64."""
+    """Casts to, and new tensors of, some floats become those of a wider one."""
+
+    def __init__(self, narrow: Sequence[torch.dtype], wide: torch.dtype) -> None:
+        super().__init__()
+        self._narrow, self._wide = narrow, wide
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in _ROUNDED:
-            kwargs["dtype"] = torch.float64
+        if kwargs.get("dtype") in self._narrow:
+            kwargs["dtype"] = self._wide
         return func(*args, **kwargs)
 
 
 class _Choices(TorchDispatchMode):
-    """Remembers what was chosen, call by call."""
+    """Remembers what was chosen, call by call: where it stood, and its values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.made: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if _chooses(func, args):
             self.made.append(result[1])
+            self.values.append(result[0])
         return result
 
 
@@ -103,8 +122,9 @@ def _dim(func: Any, args: Any, kwargs: Mapping[str, Any] | None) -> int:
     return int(told.get("dim", -1))
 
 
-def _is_rounded(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in _ROUNDED
+def _widened(inputs: Mapping[str, Any], narrow: Sequence[torch.dtype], wide: torch.dtype) -> dict[str, Any]:
+    floats = {name for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.dtype in narrow}
+    return {name: value.to(wide) if name in floats else value for name, value in inputs.items()}
 
 
 @contextmanager

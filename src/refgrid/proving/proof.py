@@ -14,7 +14,7 @@ from refgrid.dataset.definition import DataSet
 from refgrid.dataset.smaller import twin_of
 from refgrid.proving.compare import Comparison
 from refgrid.proving.determinism import Side, demand_deterministic, repeat
-from refgrid.proving.diagnosis import told_of
+from refgrid.proving.diagnosis import joined, mismatch_of
 from refgrid.proving.finding import Finding, judge
 from refgrid.proving.forms import compare_in_form, form_of, is_law
 from refgrid.proving.outputs import Tensors, demand_dtypes, demand_shapes
@@ -125,11 +125,11 @@ class Prover:
         with self._bench.timed("compare"):
             comparisons = self._compare(actual, truth, case, [case.source], tolerance)
         where = f"[{case.definition}, reference against {case.source}]"
-        if wrong := _mismatch(comparisons, bench, actual, truth, where):
+        if wrong := mismatch_of(comparisons, bench, actual, truth, where):
             sides = {"reference": reference, case.source: truth}
-            wrong = self._refereed(wrong, bench, sides, self._bound_of(case, tolerance))
+            wrong = self._refereed(wrong, sides, partial(self._bench.referee, bench), self._bound_of(case, tolerance))
             mine = Side("the reference", actual, lambda: self._reference_again(bench))
-            raise self._repeated(wrong, mine, [self._side(bench, case, case.source, truth)], case, tolerance)
+            raise self._repeated(wrong, [(mine, self._side(bench, case, case.source, truth))], case, tolerance)
         missing = [name for name in reference if name not in truth]
         return Proof(comparisons, f"{', '.join(missing)}: not given by {case.source}" if missing else "")
 
@@ -141,19 +141,18 @@ class Prover:
         comparisons: list[Comparison] = []
         wrong: dict[str, Finding] = {}
         for other in others:
-            shared = {name: tensor for name, tensor in truths[other].items() if name in truths[first]}
             with self._bench.timed("compare"):
-                found = self._compare(shared, truths[first], case, [first, other], tolerance)
+                found = self._compare(truths[other], truths[first], case, [first, other], tolerance)
             where = f"[{case.definition}, {other} against {first}]"
-            if mismatch := _mismatch(found, bench, shared, truths[first], where):
+            if mismatch := mismatch_of(found, bench, truths[other], truths[first], where):
                 wrong[other] = mismatch
             comparisons += found
-        bound = self._bound_of(case, tolerance)
         if wrong:
-            told = self._refereed(_joined(list(wrong.values()), comparisons), bench, truths, bound)
+            bound, told = self._bound_of(case, tolerance), joined(list(wrong.values()), comparisons)
+            told = self._refereed(told, truths, partial(self._bench.referee, bench), bound)
             one, *sides = (self._side(bench, case, name, truths[name]) for name in (first, *wrong))
-            raise self._repeated(told, one, sides, case, tolerance)
-        further = self._against_exact(bench, case, truths, bound)
+            raise self._repeated(told, [(one, side) for side in sides], case, tolerance)
+        further = self._against_exact(bench, case, truths, tolerance)
         return Proof(tuple(comparisons), "; ".join(part for part in (note, further) if part))
 
     def _demand_two(self, case: Case, truths: Mapping[str, Tensors], absent: Mapping[str, tuple[Verdict, str]]) -> str:
@@ -169,7 +168,9 @@ class Prover:
         worst = min(verdicts, key=list(Verdict).index)
         raise Finding(worst, f"agreement needs two sources and has {list(truths)} ({why})")
 
-    def _against_exact(self, bench: Laid, case: Case, truths: Mapping[str, Tensors], bound: Bound) -> str:
+    def _against_exact(
+        self, bench: Laid, case: Case, truths: Mapping[str, Tensors], tolerance: Tolerance | None
+    ) -> str:
         """Who of the sources that agree is yet far further from float64 than another, in words.
 
         They may be wrong together: where none of them is float64, a small workload is held to it. Float64 is computed
@@ -178,27 +179,38 @@ class Prover:
         if given := [name for name in self.sources.exact(case.op) if name in truths]:
             others = {name: tensors for name, tensors in truths.items() if name not in given}
             with self._bench.timed("compare"):
-                return told_further(hold(others, truths[given[0]], bound), truths[given[0]])
+                return told_further(hold(others, truths[given[0]], self._bound_of(case, tolerance)), truths[given[0]])
         if case.size != "small" or memory.bytes_needed(bench.definition, bench.axes) > _REFEREED:
             return ""
         with suppress(NoReferee):  # nothing is known to be wrong
-            return self._demand_exact(case, truths, self._bench.referee(bench), bound)
+            return self._demand_exact(bench, case, truths, self._bench.referee(bench), tolerance)
         return ""
 
-    def _demand_exact(self, case: Case, truths: Mapping[str, Tensors], exact: Tensors, bound: Bound) -> str:
+    def _demand_exact(
+        self, bench: Laid, case: Case, truths: Mapping[str, Tensors], exact: Tensors, tolerance: Tolerance | None
+    ) -> str:
+        bound = self._bound_of(case, tolerance)
         held = hold(truths, exact, bound)
-        off = [each.comparison for each in held if not each.comparison.matches]
-        if off:
-            told, outliers = settle(list(dict.fromkeys(each.output for each in off)), truths, exact, bound)
-            reason = f"the sources agree with each other, but {told} [{case.definition}]"
-            raise Finding(Verdict.MISMATCH, reason, off, outliers=outliers)
+        wrong: list[Finding] = []
+        pairs: list[tuple[Side, Side]] = []
+        for name, truth in truths.items():
+            found = tuple(each.comparison for each in held if each.side == name)
+            rounded = {each.output: exact[each.output].to(truth[each.output].dtype) for each in found}
+            if mismatch := mismatch_of(found, bench, truth, rounded, f"[{case.definition}, {name} against float64]"):
+                wrong.append(mismatch)
+                pairs.append((Side("float64", rounded, rounded.copy), self._side(bench, case, name, truth)))
+        if wrong:
+            told = joined(wrong, [each.comparison for each in held], "the sources agree with each other, but ")
+            raise self._repeated(self._refereed(told, truths, lambda: exact, bound), pairs, case, tolerance)
         return told_further(held, exact)
 
-    def _refereed(self, found: Finding, bench: Laid, sides: Mapping[str, Tensors], bound: Bound) -> Finding:
+    def _refereed(
+        self, found: Finding, sides: Mapping[str, Tensors], exact: Callable[[], Tensors], bound: Bound
+    ) -> Finding:
         """The mismatch, and what float64 says of it; it stays one, whoever is further off."""
         outputs = list(dict.fromkeys(each.output for each in found.comparisons if not each.matches))
         try:
-            told, outliers = settle(outputs, sides, self._bench.referee(bench), bound)
+            told, outliers = settle(outputs, sides, exact(), bound)
         except Exception as error:  # noqa: BLE001 - a referee that fails must not hide what was found
             told, outliers = Ruling(f"no word from float64: {judge(error)[1]}", frozenset())
         reason = "; ".join(part for part in (found.reason, told) if part)
@@ -217,12 +229,12 @@ class Prover:
         return Proof()
 
     def _repeated(
-        self, found: Finding, one: Side, others: Sequence[Side], case: Case, tolerance: Tolerance | None
+        self, found: Finding, pairs: Sequence[tuple[Side, Side]], case: Case, tolerance: Tolerance | None
     ) -> Finding:
-        """The finding, or that sides differ from themselves: one, and each that it does not match, is run once more."""
+        """The finding, or that sides differ from themselves: each of two that do not match is run once more."""
         notes: dict[str, None] = {}
         verdicts = {found.verdict}
-        for other in others:
+        for one, other in pairs:
             names = [side.name for side in (one, other) if side.name in self.sources.serving(case.op)]
             verdict, told = repeat(one, other, partial(self._compare, case=case, truths=names, tolerance=tolerance))
             verdicts.add(verdict)
@@ -270,20 +282,3 @@ class Prover:
 def _gives_law(op: str, truth: Tensors) -> bool:
     """Whether a source tells what is possible: draws of two kernels alone would let an impossible one pass."""
     return any(is_law(op, name, tensor) for name, tensor in truth.items())
-
-
-def _mismatch(
-    comparisons: tuple[Comparison, ...], bench: Laid, actual: Tensors, expected: Tensors, where: str
-) -> Finding | None:
-    """What does not match, and where; None when all does."""
-    wrong = [comparison for comparison in comparisons if not comparison.matches]
-    if not wrong:
-        return None
-    told, report = told_of(wrong, bench, actual, expected)
-    return Finding(Verdict.MISMATCH, f"{told} {where}", comparisons, report)
-
-
-def _joined(wrong: Sequence[Finding], comparisons: Sequence[Comparison]) -> Finding:
-    """Several mismatches of one case as one."""
-    reason, report = "; ".join(each.reason for each in wrong), "\n".join(each.report for each in wrong)
-    return Finding(Verdict.MISMATCH, reason, comparisons, report)

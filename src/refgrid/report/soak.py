@@ -9,10 +9,11 @@ import math
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from refgrid.dataset.case import Case
 from refgrid.environments.measured import Environment
 from refgrid.records.record import BY_HAND, Outcome, Run, Verdict, verdict_counts
 
@@ -52,8 +53,8 @@ class Soak:
 
     `judged` case-seeds ended green or red; of these `compared` were held to a tolerance, of which `compared_red` are
     red. `rate` is the share of these that are red at most, with 95 % confidence. `older` outcomes were left out: what
-    they measured has changed. `references` are hashes of the texts that were judged, by definition, to tell later what
-    has changed.
+    they measured has changed. `references`, by definition, and `adapters`, by op and source, are hashes of what was
+    judged, to tell later what has changed; those of the instrument and its tolerances are among the `parts`.
     """
 
     environment: Environment
@@ -74,6 +75,7 @@ class Soak:
     older: int
     commands: tuple[str, ...]
     references: Mapping[str, str]
+    adapters: Mapping[str, str]
 
 
 def soaks(runs: Iterable[Run], declared: Collection[str] = ()) -> list[Soak]:
@@ -162,7 +164,8 @@ def _soak(runs: Sequence[Run], declared: Collection[str]) -> Soak:
         reds=tuple(_red(each, newest.environment, newest.parts, declared) for each in reds),
         older=older + sum(len(run.outcomes) for run in runs if run not in alike),
         commands=tuple(dict.fromkeys(run.header.command for run in alike)),
-        references={each.case.definition: each.hashes.get("reference", "") for each in judged},
+        references=_hashes("reference", judged, lambda case: case.definition),
+        adapters=_hashes("adapter", (each for each in judged if each.case.source), lambda c: f"{c.op} {c.source}"),
     )
 
 
@@ -189,6 +192,14 @@ def _worst_first() -> list[Verdict]:
 
 def _measured(outcome: Outcome) -> tuple[str | None, ...]:
     return tuple(outcome.hashes.get(part) for part in _PARTS)
+
+
+def _hashes(part: str, judged: Iterable[Outcome], of: Callable[[Case], str]) -> dict[str, str]:
+    """What was judged, as hashes; all of them where it changed from one case to another, which are the hash of none."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for outcome in judged:
+        found[of(outcome.case)].add(outcome.hashes.get(part, ""))
+    return {name: " ".join(sorted(hashes)) for name, hashes in found.items()}
 
 
 def _rows(standing: Sequence[Outcome]) -> Iterator[OpRow]:

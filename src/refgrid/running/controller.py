@@ -60,7 +60,8 @@ def register_runner(config: pytest.Config, grid: Grid, recorder: Recorder | None
     if recorder and config.getoption("dist", "no") != "no":
         config.pluginmanager.register(Controller(config, grid, recorder.stopped), "refgrid-controller")
     else:
-        config.pluginmanager.register(Worker(config, grid, recorder.stopped if recorder else None), "refgrid-worker")
+        worker = Worker(config, grid, recorder.stopped, recorder.close) if recorder else Worker(config, grid)
+        config.pluginmanager.register(worker, "refgrid-worker")
 
 
 class Controller:

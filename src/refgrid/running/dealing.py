@@ -1,8 +1,10 @@
-"""Deals tasks to devices: on each at once as many as it has processes, and memory, for. The heaviest go first."""
+"""Deals tasks to devices, in their order: on each at once as many as it has processes, and memory, for."""
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,7 +36,7 @@ Work = TypeVar("Work", bound=Task)
 
 
 class DealingError(RuntimeError):
-    """There is no device, or a process died: names what it was working on."""
+    """There is no device, a process died, or time was short: names what was being worked on, or had no turn."""
 
 
 def rooms(device: str) -> dict[str, float]:
@@ -51,20 +53,25 @@ def rooms(device: str) -> dict[str, float]:
 
 
 def dealt(
-    tasks: Sequence[Work], work: Callable[[Work], Result], room: Mapping[str, float], processes: int
+    tasks: Sequence[Work],
+    work: Callable[[Work], Result],
+    room: Mapping[str, float],
+    processes: int,
+    ends: float = math.inf,
 ) -> Iterator[Result]:
     """What `work` gives for each task, as soon as it is done; a device that is idle takes even what does not fit.
 
-    `work` and the tasks can be pickled; `processes` in all, a device has one at least. Raises what `work` raises, and
-    DealingError when a process dies.
+    `work` and the tasks can be pickled; `processes` in all, a device has one at least. From `ends` on, of
+    time.monotonic(), none begins. Raises what `work` raises, and DealingError when a process dies or, when all that had
+    begun is done, for tasks that had no turn.
     """
     each = max(1, processes // len(room))
-    waiting = sorted(tasks, key=lambda task: task.need, reverse=True)
+    waiting = list(tasks)
     running: dict[Future[Result], tuple[str, Work]] = {}
     with ExitStack() as stack:
         pools = {device: stack.enter_context(_pool(device, each)) for device in room}
-        while waiting or running:
-            for task in list(waiting):
+        while running or (waiting and time.monotonic() < ends):
+            for task in list(waiting) if time.monotonic() < ends else ():
                 if (device := _device_for(task, room, running.values(), each)) is not None:
                     running[pools[device].submit(work, task)] = device, task
                     waiting.remove(task)
@@ -74,6 +81,8 @@ def dealt(
                 except BrokenProcessPool as error:
                     raise _died(running[done][0], running.values()) from error
                 del running[done]
+    if waiting:
+        raise DealingError(f"time was up before all of {', '.join(dict.fromkeys(task.name for task in waiting))}")
 
 
 def _died(device: str, running: Iterable[tuple[str, Task]]) -> DealingError:

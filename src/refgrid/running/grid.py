@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -62,6 +63,7 @@ class Grid:
         op_types, names = tuple(option("--op-type")), tuple(option("--definition-name"))
         selection = Selection(op_types, names, SIZES, self.seeds, option("--checks"))
         serving = {op: self.sources.serving(op) for op in self.sources.ops}
+        _demand_near(names, [*self.dataset.definitions, *(error.name for error in self.dataset.broken)])
         try:
             return {case.id: case for case in plan(self.dataset, serving, selection)}
         except ValueError as error:
@@ -172,3 +174,11 @@ def made_to_stay() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _demand_near(names: Collection[str], known: Collection[str]) -> None:
+    """Raises UsageError for an unknown definition that is near to others: the list of all fills a screen."""
+    for name in names:
+        near = [] if name in known else get_close_matches(name, known)
+        if near:
+            raise pytest.UsageError(f"--definition-name {name!r} is not known; near it: {', '.join(near)}")

@@ -61,22 +61,22 @@ class Journal:
 
     def __init__(self, folder: Path, worker: str, device: str, dump: IO[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._entry = Entry(worker, os.getpid(), threading.main_thread().ident or 0, device)
+        self.entry = Entry(worker, os.getpid(), threading.main_thread().ident or 0, device)
         self._file = os.open(folder / f"{worker}.journal", os.O_RDWR | os.O_CREAT, 0o644)
         self.dump = dump or (folder / f"{worker}.dump").open("w")
-        self._write(self._entry)
+        self._write(self.entry)
         faulthandler.enable(self.dump)
 
     def begin(self, case_id: str) -> None:
         """From now on the process's end is the case's."""
-        self._write(replace(self._entry, running=case_id, since=now()))
+        self._write(replace(self.entry, running=case_id, since=now()))
 
     def end(self) -> None:
         """The case has ended and its outcome is told."""
-        self._write(replace(self._entry, running="", since="", ended=self._entry.running))
+        self._write(replace(self.entry, running="", since="", ended=self.entry.running))
 
     def _write(self, entry: Entry) -> None:
-        self._entry = entry
+        self.entry = entry
         os.lseek(self._file, 0, os.SEEK_SET)
         os.write(self._file, json.dumps(asdict(entry)).encode().ljust(_SIZE))
 
@@ -85,7 +85,7 @@ def last_entry(folder: Path, worker: str) -> Entry | None:
     """What the worker wrote last; None where it never began a case."""
     try:
         return Entry(**json.loads((folder / f"{worker}.journal").read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # an empty one: it died, or the disk was full, before its first word
         return None
 
 

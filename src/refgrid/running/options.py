@@ -38,7 +38,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     add("--seed", type=_whole("--seed", 0), default=0, metavar="S", help="seed of all inputs (default: 0)")
     add("--seeds", type=_whole("--seeds", 1), metavar="N", help="soak: every case over N seeds from --seed on")
-    add("--no-cache", action="store_true", help="run also what is unchanged since a match")
+    add("--no-cache", action="store_true", help="run also what is unchanged since its last outcome")
     add("--resume", action="store_true", default=True, help="go on with a run that was left before its end (default)")
     add("--no-resume", dest="resume", action="store_false", help="begin a new run")
     add("--explain", action="store_true", help="say of every case why it was run or not, and what its key is made of")

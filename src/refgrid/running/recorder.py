@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import pytest
 from pydantic import TypeAdapter
@@ -27,6 +27,8 @@ from refgrid.environments.imports import Imports
 from refgrid.environments.measured import Environment
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import INTERRUPTED, Header, Outcome, RecordError, Verdict, now
+from refgrid.running.failure import shown
+from refgrid.running.fresh import demand_rendered
 from refgrid.running.journal import open_folder
 from refgrid.running.worker import NoLease, WaitingForGpu
 from refgrid.warming.late_compiles import CompiledModules
@@ -59,6 +61,7 @@ class Recorder:
         self._compiled = CompiledModules(kernel_cache.flashinfer_base(), kernel_cache.tvm_ffi_folder())
         option, table = self._config.getoption, self._config.rootpath / "ci" / "environments.toml"
         demand_declared(table, option("--environment"))
+        demand_rendered(self._grid.root)
         if option("--no-audit"):
             self._findings = ("not audited: --no-audit",)
         if option("collectonly") or option("--no-audit"):
@@ -75,11 +78,15 @@ class Recorder:
         """With xdist the workers have; all collect the same."""
         self._plan(ids)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One line a case, at once."""
         for name, value in report.user_properties:
             if name == "refgrid":
-                self._close(_OUTCOME.validate_python(value))
+                outcome = _OUTCOME.validate_python(value)
+                self.close(outcome)
+                if outcome.verdict.colour == "red":  # here, as of what a worker sends only texts arrive
+                    report.longrepr = cast(Any, shown(outcome, report.longrepr))
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Under the progress bar no letter a test."""
@@ -178,7 +185,8 @@ class Recorder:
         header = Header(*told, soak=self._grid.is_soak, command=command)
         return Ledger(self._grid.results / f"{file_name(header)}.jsonl", header)
 
-    def _close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome) -> None:
+        """Write an outcome of this run, with its key."""
         assert self._ledger is not None, "a case was reported before any was planned"
         if self._broken or outcome.case.id not in self._ledger.open_cases:
             return  # a failing teardown after the verdict; pytest shows it

@@ -42,16 +42,20 @@ class LongestFirst(LoadScheduling):
         super().__init__(config, log)
         self._controller, self._grid, self._known = controller, grid, known
         self._unit_at: list[Hashable] = []
-        self._split = False
+        self._split = self._told = False
         self._blameless: set[str] = set()
 
     @property
     def collection_is_completed(self) -> bool:
-        """As soon as one worker is ready there is work to do; others may have to wait for a GPU."""
-        return bool(self.node2collection) or self._controller.nobody_is_left
+        """As soon as one worker is ready there is work to do; others may have to wait for a GPU.
+
+        Where nobody is left, not before one has told what is planned: the end of a run without it leaves no record.
+        """
+        return bool(self.node2collection) or (self._told and self._controller.nobody_is_left)
 
     def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
         """A worker without a lease, or one that has collected something else, gets no work."""
+        self._told = True
         if node.gateway.id not in self._controller.refused and self.collection not in (None, list(collection)):
             self._reject(node)
         if node.gateway.id not in self._controller.refused:

@@ -20,12 +20,14 @@ import pytest
 from refgrid.dataset.case import Case
 from refgrid.dataset.memory import share_of_gpu
 from refgrid.proving.deaths import cuda_fault, told_loss
-from refgrid.records.record import Verdict, now
+from refgrid.records.record import Outcome, Verdict, now
 from refgrid.running.budget import told_duration
 from refgrid.running.devices import Device, DeviceError, told_devices, visible_devices
-from refgrid.running.journal import Journal
+from refgrid.running.journal import Journal, death
 from refgrid.running.lease import Lease, LeaseError, this_process, told_holders, try_lease
+from refgrid.running.replay import replay_command
 from refgrid.running.units import Unit, bytes_of, unit_of
+from refgrid.running.watch import named, watched
 
 if TYPE_CHECKING:
     from refgrid.running.grid import Grid
@@ -50,9 +52,15 @@ class NoLease(UserWarning):
 class Worker:
     """The plugin of a process that runs cases."""
 
-    def __init__(self, config: pytest.Config, grid: Grid, stopped: Callable[[str], None] | None) -> None:
-        """`stopped` is told why the rest will not run; None where a controller decides about that."""
-        self._config, self._grid, self._stopped = config, grid, stopped
+    def __init__(
+        self,
+        config: pytest.Config,
+        grid: Grid,
+        stopped: Callable[[str], None] | None = None,
+        close: Callable[[Outcome], None] | None = None,
+    ) -> None:
+        """`stopped` is told why the rest will not run, `close` an outcome; None where a controller does all that."""
+        self._config, self._grid, self._stopped, self._close = config, grid, stopped, close
         self._input: dict[str, Any] = getattr(config, "workerinput", {})
         self._name = self._input.get("workerid", "main")
         self._limit = cast(int, config.getoption("--case-timeout"))
@@ -92,11 +100,8 @@ class Worker:
             return (yield)
         with self._turn(case, case_of(nextitem) if nextitem else None):
             self._opened().begin(case.id)
-            faulthandler.dump_traceback_later(self._limit, exit=True, file=self._opened().dump)
-            try:
+            with self._watched(item, case):
                 done = yield
-            finally:
-                faulthandler.cancel_dump_traceback_later()
             self._opened().end()
         if self._fault:
             self._leave(item.session, case)
@@ -120,6 +125,31 @@ class Worker:
             self._lease.release()
         if self._stderr:
             self._stderr.close()
+
+    @contextlib.contextmanager
+    def _watched(self, item: pytest.Item, case: Case) -> Iterator[None]:
+        """Whoever takes too long ends; of a worker its controller tells, the only process does so itself."""
+        if self._stderr:
+            cast(Any, item).runtest = named(case.id, item.runtest)
+            with watched(self._limit, self._stderr, lambda words: self._hung(item, case, words)):
+                yield
+            return
+        faulthandler.dump_traceback_later(self._limit, exit=True, file=self._opened().dump)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _hung(self, item: pytest.Item, case: Case, words: str) -> str:
+        """Record the case that the only process dies in; returns what is to be said of it."""
+        journal = self._opened()
+        verdict, reason = self._grid.expected.revise(
+            case.name, case.seed, *death(journal.entry, words, None, self._limit)
+        )
+        replay = f"replay: {replay_command(self._config, item.nodeid, case, 'cuda' if self._grid.leases else 'cpu')}"
+        if self._close:
+            self._close(Outcome(case, verdict, reason, device=journal.entry.device, report=replay))
+        return f"{case.id}: {verdict.value}: {reason}\n{replay}"
 
     def _refuse(self, reason: str) -> None:
         self._refused = True

@@ -13,7 +13,7 @@ from refgrid.dataset.definition import Definition, Workload
 from refgrid.proving.inputs.drawing import Drawing, Inputs, Value, forget_weights
 from refgrid.proving.inputs.rules import turn
 
-__all__ = ["Drawing", "Inputs", "Value", "make_inputs"]
+__all__ = ["Drawing", "Inputs", "Value", "forget_weights", "make_inputs"]
 
 
 def make_inputs(

@@ -153,8 +153,8 @@ class Drawing:
         return spec.value
 
 
-def forget_weights(*, but_of: tuple[str, int]) -> None:
-    """Let go of the weights of every other definition and seed, as they can be gigabytes."""
+def forget_weights(*, but_of: tuple[str, int] | None = None) -> None:
+    """Let go of the weights of every definition and seed, but of one, as they can be gigabytes."""
     for key in [key for key in _kept if key[:2] != but_of]:
         del _kept[key]
 
