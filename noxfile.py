@@ -63,8 +63,10 @@ OWN_PLUGINS = ["-p", "xdist.plugin", "-p", "refgrid.plugin"]
 # Seconds after Ctrl-C in which every case is accounted for; by itself nox kills after half a second.
 ACCOUNTING_TIME = 60
 
-# In place of what goes to pytest: compile ahead, and run no case. Before it: run the cases over fresh seeds.
-WARM, SOAK, BENCH = "--warm", "--soak", "--bench"
+# In place of what goes to pytest: compile ahead, and run no case. Before it: run the cases over fresh seeds;
+# or, instead of cases, the tests that need a GPU.
+WARM, SOAK, BENCH, GPU = "--warm", "--soak", "--bench", "--gpu"
+GPU_TESTS = "tests-gpu"  # named as an environment's session, and is none's
 
 # PyPI's build of torch for Linux brings the CUDA libraries along; what that costs is said before it happens.
 PYPI_TORCH_SIZE = "about 2.7 GB"
@@ -188,6 +190,13 @@ def soak(session: nox.Session) -> None:
     _in_environment(session, name, SOAK, *options)
 
 
+@nox.session(name=GPU_TESTS, venv_backend="none", default=False)
+def tests_gpu(session: nox.Session) -> None:
+    """Run tests/gpu, which needs a GPU, in an environment: `-- NAME [pytest options]`."""
+    name, *options = session.posargs or [""]
+    _in_environment(session, name, GPU, *options)
+
+
 @nox.session(name="bench-grouped", default=False)
 def bench_grouped(session: nox.Session) -> None:
     """Time grouped attention beside what it replaces: `-- NAME [--shapes ...]`; then `-- --render`: tables and plot."""
@@ -218,6 +227,9 @@ def _tests_session(name: str) -> None:
             _use(session, name, "refgrid", "warm", f"--environment={name}", *options)
         elif mode == BENCH:
             _use(session, name, "grouped_bench", *options, env={"PYTHONPATH": str(ROOT / "tests")})
+        elif mode == GPU:
+            files = [] if any(".py" in option for option in options) else ["tests/gpu"]
+            _use(session, name, "pytest", *OWN_PLUGINS, *files, *options)
         elif mode == SOAK:
             _use(session, name, "refgrid", "run-soak", *OWN_PLUGINS, *_arguments(session, name), audited=True)
         else:
@@ -262,7 +274,8 @@ def _refuse_unknown(words: list[str]) -> None:
     if not any(map(option.match, asked)):  # else nox does not read the variable
         asked = [*asked, *os.environ.get("NOXSESSION", "").split(",")]
     sessions = [option.sub("", word) for word in asked]
-    names = [re.sub(r"-3\.\d+$", "", word.removeprefix("tests-")) for word in sessions if word.startswith("tests-")]
+    named = (word for word in sessions if word.startswith("tests-") and word != GPU_TESTS)
+    names = [re.sub(r"-3\.\d+$", "", word.removeprefix("tests-")) for word in named]
     if unknown := [name for name in names if name not in (*ENVIRONMENTS, *GROUPS)]:
         legal = ", ".join([*ENVIRONMENTS, *GROUPS])
         raise SystemExit(f"no environment is called {', '.join(map(repr, unknown))}; legal values: {legal}")
