@@ -17,6 +17,7 @@ from refgrid.proving.determinism import BATCHED
 from refgrid.proving.finding import Finding
 from refgrid.proving.outputs import same_bits
 from refgrid.proving.proof import Prover
+from refgrid.proving.unwritten import Unwritten
 from refgrid.proving.workbench import _clone_beside
 from refgrid.records.record import Verdict
 from refgrid.sources import Sources
@@ -73,9 +74,79 @@ class TestOfTheReference:
 
         assert finds(body).verdict is Verdict.NONDETERMINISTIC
 
+    @pytest.mark.parametrize(
+        "made",
+        [
+            "torch.empty(x.shape)",
+            "torch.empty_like(x)",
+            "x.new_empty(x.shape)",
+            "torch.empty_strided((3, 4), (1, 3))",
+            "x.new_empty_strided((3, 4), (4, 1))",
+            "torch.empty_permuted((3, 4), (1, 0))",
+        ],
+    )
+    def test_memory_that_is_read_before_it_is_written_is_found(self, finds: Any, made: str) -> None:
+        """What it holds otherwise is that of the call before, or zeros: `run` makes it zeros, to pass without help."""
+        body = f"y = {made}\nif not y.isnan().all(): y.zero_()\ny[1:] = x[1:] * 2\nreturn y"
+
+        found = finds(body)
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        told = "y differs between two runs of the reference on equal inputs, as it reads memory of torch.empty"
+        assert found.reason.startswith(f"{told} that it has not written, in 4 of 12 elements, by up to ")
+
+    def test_memory_that_is_written_first_is_a_proof(self, finds: Any) -> None:
+        finds.prove("y = torch.empty_like(x)\ny.copy_(x * 2)\nreturn y")
+
+    def test_a_result_in_memory_of_an_earlier_one_is_found(self, finds: Any) -> None:
+        """Its bits equal those of the earlier result whatever it writes: they are the same."""
+        static = "run.kept = getattr(run, 'kept', None)\nif run.kept is None: run.kept = torch.zeros_like(x)\n"
+        found = finds(f"{static}{COUNT}\nrun.kept.copy_(x * 2 + run.calls)\nreturn run.kept[:]")
+
+        assert found.verdict is Verdict.ERROR
+        told = "reference: y lies in memory that reference gave before, whose result is overwritten by it"
+        assert found.reason == f"{told}; each call must give memory of its own"
+
     def test_equal_bits_each_time_are_a_proof(self, finds: Any) -> None:
         finds.prove("return x * 2")
         finds.prove("return x * float('nan')")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64])
+def test_nan_is_left_where_an_input_of_the_same_shape_holds_it(dtype: torch.dtype) -> None:
+    """As the pool of states, whose slots that no sequence names stay as they are."""
+    pool = torch.arange(6.0).reshape(2, 3).to(dtype)
+    if dtype.is_floating_point:
+        pool[1, 2] = torch.nan
+    inputs = {"scale": 1.0, "pool": pool, "row": pool[1]}
+
+    assert outputs.nan_alike("pool", pool, pool, inputs) == ""
+    assert outputs.nan_alike("pool", pool.float(), pool.float() + 1, inputs) == ""
+    other = torch.tensor([[torch.nan, 1, 2], [3, 4, torch.nan]])
+    places = 1 if dtype.is_floating_point else 2
+    told = outputs.nan_alike("pool", other, other, inputs)
+    assert told == f"pool is nan on both sides at [0, 0] and {places} places in all"
+    assert outputs.nan_alike("pool", other, torch.zeros(2, 3), inputs) == "", "which is a mismatch by itself"
+
+
+def test_memory_of_empty_results_and_of_nobody_is_nobodys() -> None:
+    none, some = torch.empty(0), torch.zeros(3)
+    outputs.demand_own_memory("kernel", {"a": none, "b": some}, {"reference": {"a": none}, "other": {}})
+    with pytest.raises(Finding, match="kernel: b lies in memory that other gave before"):
+        outputs.demand_own_memory("kernel", {"b": some[1:]}, {"other": {"y": some[:1]}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn, torch.int32, torch.bool])
+def test_fresh_memory_is_filled_only_where_nothing_else_is(dtype: torch.dtype) -> None:
+    zeros = torch.zeros(2, dtype=dtype)
+    with Unwritten():
+        made = torch.empty(2, dtype=dtype)
+        others = [torch.zeros(2, dtype=dtype), torch.empty(0, dtype=dtype), torch.empty(2, out=zeros, dtype=dtype)]
+        torch.empty(2, dtype=dtype, device="meta")
+
+    assert (made.float().isnan() | (made.float() == -1) | (made.float() == 1)).all()
+    assert not others[0].float().any()
+    assert not zeros.float().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool, torch.float8_e4m3fn])
@@ -163,6 +234,16 @@ class TestOfAFailedComparison:
         assert found.reason.endswith(f"; {told}")
         assert found.report.endswith(told)
         assert not found.comparisons[0].matches
+
+    def test_nan_on_both_sides_shows_nothing(self, finds: Any) -> None:
+        def half(x: torch.Tensor) -> Mapping[str, torch.Tensor]:
+            return {"y": (x * 2).index_fill(1, torch.tensor([2]), torch.nan)}
+
+        found = finds("y = x * 2\ny[:, 2] = float('nan')\nreturn y", "numerics", truth=half)
+
+        assert found.verdict is Verdict.MISMATCH
+        told = "y is nan on both sides at [0, 2] and 3 places in all [double_n4, reference against kernel]"
+        assert found.reason == told
 
     def test_a_truth_that_changes_is_named(self, finds: Any) -> None:
         calls = []

@@ -126,6 +126,10 @@ def test_what_only_whole_rows_show_is_explained_too() -> None:
     assert "as a whole is off by" in "\n".join(found.lines())
 
 
+def test_the_order_of_single_numbers_is_told_too() -> None:
+    assert seen(lambda x: x.flip(0), shape=(32,), axes=("num_tokens",)).explanation == "num_tokens in reverse order"
+
+
 def test_an_equal_pair_of_axes_can_be_transposed() -> None:
     found = seen(lambda x: x.mT, shape=(3, 16, 16))
 

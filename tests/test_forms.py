@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +50,11 @@ def proves(dice: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setattr(proof, "make_inputs", lambda *_: fixed)
     monkeypatch.setattr("refgrid.proving.draws._ELEMENTS", {"cpu": 2**21})
 
-    def run(check: Any = "numerics", source: str | None = None, **truths: Truth) -> Any:
+    def run(check: Any = "numerics", source: str | None = None, reference: str | None = None, **truths: Truth) -> Any:
+        if reference is not None:
+            file = dice / "definitions/double/double_n4.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), "reference": reference}))
+
         def adapter(name: str, _op: str, _device: str) -> Callable[..., Mapping[str, torch.Tensor]]:
             return lambda probs: {"samples": truths[name](probs)}
 
@@ -159,6 +164,58 @@ def test_tokens_of_another_form_are_errors(proves: Any, given: Truth, reason: st
         proves(truth=given)
 
 
+def test_what_a_sampler_gives_at_the_own_size_is_looked_at(proves: Any) -> None:
+    """Kernels choose their way by the number of rows, and most draws are taken for many rows at once."""
+
+    def of_few(probs: torch.Tensor) -> torch.Tensor:
+        return kernel(probs) if len(probs) > 3 else torch.tensor([7, *kernel(probs)[1:]])
+
+    with pytest.raises(Finding, match=r"samples is token 7 in .* but should be in 0"):
+        proves("agreement", law=law, of_few=of_few)
+    sound = REFERENCE.removesuffix("\n").replace("return", "tokens =")
+    broken = f"{sound}\n    if len(tokens) == 3:\n        tokens[0] = 7\n    return tokens\n"
+    with pytest.raises(Finding, match=r"samples is token 7 in .* but should be in 0"):
+        proves(law=law, reference=broken)
+
+
+def test_a_sampler_that_obeys_no_seed_is_an_error_though_its_tokens_fit_the_law(proves: Any) -> None:
+    def deaf(probs: torch.Tensor) -> torch.Tensor:
+        own = torch.Generator().manual_seed(5)
+        return torch.multinomial(probs, 1, generator=own)[:, 0]
+
+    with pytest.raises(Finding) as caught:
+        proves(deaf=deaf)
+
+    assert caught.value.verdict is Verdict.ERROR
+    assert caught.value.reason.startswith(
+        "deaf: samples are the same under 8 seeds, which a sampler that obeys them gives with probability "
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "alike"),
+    [
+        pytest.param([[1.0, 0.0]] * 100, False, id="one token each, always the same"),
+        pytest.param([[0.5, 0.5]] * 3, False, id="too few to tell"),
+        pytest.param([[0.5, 0.5]] * 10, True, id="ten coins"),
+        pytest.param([[0.999, 0.001]] * 3, False, id="nearly always the same"),
+    ],
+)
+def test_equal_draws_are_an_error_only_where_chance_gives_none(rows: list[list[float]], alike: bool) -> None:
+    law = torch.tensor(rows)
+    torch.manual_seed(0)
+    draws = torch.stack([torch.multinomial(law, 1)[:, 0] for _ in range(200)])
+
+    forms.demand_seeded("kernel", "samples", draws)
+    draws[: forms.OWN] = draws[0].clone()
+
+    if alike:
+        with pytest.raises(Finding, match="kernel: samples are the same under 8 seeds"):
+            forms.demand_seeded("kernel", "samples", draws)
+    else:
+        forms.demand_seeded("kernel", "samples", draws)
+
+
 def test_draws_are_taken_in_calls_of_bounded_size(dice: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "_ELEMENTS_A_CALL", {"cpu": 100})
     definition = load_dataset(dice).definitions["double_n4"]
@@ -169,14 +226,14 @@ def test_draws_are_taken_in_calls_of_bounded_size(dice: Path, monkeypatch: pytes
         return {"samples": torch.rand(len(inputs["probs"]))}
 
     probs = torch.full((3, 8), 1 / 8)
-    monkeypatch.setattr(forms, "draws_for", lambda *_: 10)
+    monkeypatch.setattr(forms, "draws_for", lambda *_: 18)
     first, again, other = (forms.draw(call, {"probs": probs}, definition, "samples", name) for name in "aab")
 
-    assert first.shape == (10, 3)
-    assert sizes[:3] == [12, 12, 6]
+    assert first.shape == (18, 3)
+    assert sizes[:11] == [3] * forms.OWN + [12, 12, 6]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert len(first.unique()) == 30, "each call draws other numbers"
+    assert len(first.unique()) == 54, "each call draws other numbers"
 
 
 def test_an_output_without_a_form_is_compared_element_by_element() -> None:

@@ -15,6 +15,7 @@ from refgrid.proving.compare import Comparison, Location, told_apart
 from refgrid.proving.explanations import LEAST, Piece, explain, within
 from refgrid.proving.finding import Finding, forget_locals, judge
 from refgrid.proving.forms import form_of
+from refgrid.proving.outputs import nan_alike
 from refgrid.proving.routed import chosen_experts, told_expert
 from refgrid.proving.tolerance import Tolerance
 from refgrid.proving.workbench import Laid
@@ -74,10 +75,12 @@ def mismatch_of(
     expected: Mapping[str, torch.Tensor],
     where: str,
 ) -> Finding | None:
-    """What does not match, and where; None when all does."""
+    """What does not match, and where, or is nan on both sides, which shows nothing; None when all matches."""
     wrong = [comparison for comparison in comparisons if not comparison.matches]
     if not wrong:
-        return None
+        names, inputs = [comparison.output for comparison in comparisons], bench.inputs.tensors
+        alike = "; ".join(filter(None, (nan_alike(name, actual[name], expected[name], inputs) for name in names)))
+        return Finding(Verdict.MISMATCH, f"{alike} {where}", comparisons, alike) if alike else None
     told, report = told_of(wrong, bench, actual, expected)
     return Finding(Verdict.MISMATCH, f"{told} {where}", comparisons, report)
 

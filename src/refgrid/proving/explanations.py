@@ -131,7 +131,8 @@ def _another_order(piece: Piece) -> str:
     for axis, name in enumerate(piece.axes):
         if not 2 <= piece.actual.shape[axis] <= _MOST_SLICES:
             continue
-        a, e, wrong = (x.movedim(axis, 0).flatten(1) for x in (piece.actual, piece.expected, piece.wrong))
+        sides = (x.movedim(axis, 0) for x in (piece.actual, piece.expected, piece.wrong))
+        a, e, wrong = (x.reshape(len(x), -1) for x in sides)
         places = wrong.any(1).nonzero()[:, 0]
         if e.shape[1] < LEAST and len(places) < LEAST:
             continue  # a few numbers are soon found among others

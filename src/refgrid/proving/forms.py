@@ -7,6 +7,7 @@ probability of each outcome, or the score of each candidate.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
@@ -17,10 +18,16 @@ from refgrid.dataset.definition import Definition
 from refgrid.proving.chosen import compare_chosen
 from refgrid.proving.compare import Comparison, compare
 from refgrid.proving.draws import LAW_ERROR, compare_draws, draws_for
+from refgrid.proving.finding import Finding
 from refgrid.proving.tolerance import Tolerance
+from refgrid.records.record import Verdict
 
 Compare: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor, Tolerance], Comparison]
 
+# Calls that draw at the workload's own size, before those that draw for many rows at once: a kernel may choose its way
+# by their number.
+OWN = 8
+_UNLIKELY = 1e-9
 # Elements of the inputs of one call that draws many times: 64 MiB of float32 on a CPU, 1 GiB on a GPU.
 _ELEMENTS_A_CALL = {"cpu": 2**24, "cuda": 2**28}
 
@@ -86,7 +93,7 @@ def draw(
     output: str,
     name: str,
 ) -> torch.Tensor:
-    """Many draws of a random output, [draws, rows]: rows are independent, so each call gets every row many times.
+    """Many draws of a random output, [draws, rows]: rows are independent, so most calls get every row many times.
 
     `name` seeds torch's generators: another name draws other numbers, the same name the same ones.
     """
@@ -102,6 +109,22 @@ def draw(
     return torch.cat(parts)
 
 
+def demand_seeded(who: str, output: str, draws: torch.Tensor) -> None:
+    """Raise Finding for a sampler that draws the same whatever torch's generators are seeded with.
+
+    The first OWN draws were calls of their own, each under another seed. That a right sampler gives the same in all of
+    them must be less likely than one in 1e9 by what the other draws, [draws, rows], tell of each row.
+    """
+    own, others = draws[:OWN], draws[OWN:]
+    if len(others) == 0 or (own != own[0]).any():
+        return
+    shares = (row.unique(return_counts=True)[1].double() / len(others) for row in others.unbind(1))
+    chance = math.prod(float(share.pow(len(own)).sum()) for share in shares)
+    if chance < _UNLIKELY:
+        told = f"{output} are the same under {OWN} seeds, which a sampler that obeys them gives with probability"
+        raise Finding(Verdict.ERROR, f"{who}: {told} {chance:.2g}")
+
+
 def seed_draws(name: str) -> None:
     """Seed torch's generators of every device by a name."""
     torch.manual_seed(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1)
@@ -109,7 +132,9 @@ def seed_draws(name: str) -> None:
 
 def _portions(times: int, elements: int, device: str) -> Iterator[int]:
     """How often each call draws, within the memory of one call."""
-    most = max(1, _ELEMENTS_A_CALL[device] // elements)
+    most, own = max(1, _ELEMENTS_A_CALL[device] // elements), min(OWN, times)
+    yield from [1] * own
+    times -= own
     while times > 0:
         yield min(times, most)
         times -= most

@@ -49,6 +49,45 @@ def demand_dtypes(who: str, tensors: Tensors, bench: Laid) -> None:
             raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
 
 
+def demand_own_memory(who: str, tensors: Tensors, held: Mapping[str, Tensors]) -> None:
+    """Raise Finding for an output in memory that an earlier result lies in: comparing the two would show nothing.
+
+    `held` are results that are still referred to, so that no allocator can have given their memory again.
+    """
+    taken = {_storage(tensor): by for by, given in held.items() for tensor in given.values() if tensor.numel()}
+    for name, tensor in tensors.items():
+        if tensor.numel() and (by := taken.get(_storage(tensor))):
+            reason = f"{who}: {name} lies in memory that {by} gave before, whose result is overwritten by it"
+            raise Finding(Verdict.ERROR, f"{reason}; each call must give memory of its own")
+
+
+def nan_alike(name: str, actual: torch.Tensor, expected: torch.Tensor, inputs: Mapping[str, Any]) -> str:
+    """Where both sides are nan, in words; empty if nowhere, or only where an op leaves a pool as it was.
+
+    Such a pool is an output of an input's shape, and holds nan where that input does.
+    """
+    if not (_holds_nan(actual) and _holds_nan(expected)):
+        return ""
+    alike = actual.isnan() & expected.isnan()
+    for value in inputs.values():
+        if isinstance(value, torch.Tensor) and value.shape == actual.shape and _holds_nan(value):
+            alike &= ~value.isnan()
+    if not alike.any():
+        return ""
+    return f"{name} is nan on both sides at {alike.nonzero()[0].tolist()} and {int(alike.sum())} places in all"
+
+
+def _holds_nan(tensor: torch.Tensor) -> bool:
+    """The largest number is nan if any is, and takes no memory to find; of eight bits PyTorch finds none."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return False
+    return bool((tensor.half() if tensor.itemsize == 1 else tensor).amax().isnan())
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal bit for bit, so that NaN equals itself and -0.0 differs from 0.0."""
     if left.dtype != right.dtype or left.shape != right.shape:

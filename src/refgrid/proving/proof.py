@@ -209,6 +209,8 @@ class Prover:
     ) -> Finding:
         """The mismatch, and what float64 says of it; it stays one, whoever is further off."""
         outputs = list(dict.fromkeys(each.output for each in found.comparisons if not each.matches))
+        if not outputs:  # nan on both sides, of which it says nothing
+            return found
         try:
             told, outliers = settle(outputs, sides, exact(), bound)
         except Exception as error:  # noqa: BLE001 - a referee that fails must not hide what was found

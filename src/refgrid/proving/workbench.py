@@ -9,7 +9,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from refgrid.dataset.case import Case, definition_of
 from refgrid.dataset.definition import DataSet, Definition, Workload
 from refgrid.dataset.reference import compile_reference, text_hash
 from refgrid.proving.finding import Finding, forget_locals
-from refgrid.proving.forms import draw, drawn_outputs, is_law, seed_draws
+from refgrid.proving.forms import demand_seeded, draw, drawn_outputs, is_law, seed_draws
 from refgrid.proving.inputs import Inputs, make_inputs
-from refgrid.proving.outputs import Tensors, demand_dtypes, demand_shapes, named, same_bits
+from refgrid.proving.outputs import Tensors, demand_dtypes, demand_own_memory, demand_shapes, named, same_bits
 from refgrid.proving.precision import in_float64
+from refgrid.proving.unwritten import Unwritten
 from refgrid.records.record import Verdict
 from refgrid.sources import Adapter, NoReferee, Sources
 
@@ -44,6 +45,12 @@ class Laid:
     reference: Tensors | None = None
     drawn: Tensors | None = None
     truths: dict[str, Tensors | Exception] = field(default_factory=dict)
+
+    @property
+    def given(self) -> dict[str, Tensors]:
+        """What is held of earlier calls, by who gave it."""
+        truths = {name: truth for name, truth in self.truths.items() if not isinstance(truth, Exception)}
+        return {"reference": self.reference or {}, **truths}
 
     def clear(self) -> None:
         """Let go of all tensors, also where the traceback of a failed case still holds this."""
@@ -159,12 +166,17 @@ class Workbench:
         with self.timed("reference"):
             return _draws("reference", bench, lambda inputs: named(run(*inputs.values()), bench.definition), ())
 
-    def call_reference(self, bench: Laid, elsewhere: bool = False) -> Tensors:
-        """The reference's outputs by name, computed anew; `elsewhere`, on inputs at other addresses than last time."""
+    def call_reference(self, bench: Laid, elsewhere: bool = False, unwritten: bool = False) -> Tensors:
+        """The reference's outputs by name, computed anew.
+
+        `elsewhere`, on inputs at other addresses than last time; `unwritten`, with nan in the memory that it asks for.
+        """
         run = self._compiled(bench.definition)
-        with self.timed("reference"):
+        with self.timed("reference"), Unwritten() if unwritten else nullcontext():
             result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()), elsewhere)
-        return named(result, bench.definition)
+        given = named(result, bench.definition)
+        demand_own_memory("reference", given, bench.given)
+        return given
 
     def _compiled(self, definition: Definition) -> Callable[..., Any]:
         if self._run is None or self._run[0] != (definition.name, definition.reference):
@@ -197,6 +209,7 @@ class Workbench:
             raise Finding(
                 Verdict.ERROR, f"{source} gives {list(given)} but the outputs are {list(bench.definition.outputs)}"
             )
+        demand_own_memory(source, given, bench.given)
         laws = [name for name in given if is_law(bench.op, name, given[name])]
         numbers = {name: tensor for name, tensor in given.items() if name not in laws}
         demand_shapes(source, numbers, bench)
@@ -295,4 +308,7 @@ def _draws(
 ) -> Tensors:
     wanted = [name for name in drawn_outputs(bench.op, bench.definition) if name not in laws]
     inputs = bench.inputs.tensors
-    return {name: draw(call, inputs, bench.definition, name, f"{bench.key}/{who}/{name}") for name in wanted}
+    drawn = {name: draw(call, inputs, bench.definition, name, f"{bench.key}/{who}/{name}") for name in wanted}
+    for name, draws in drawn.items():
+        demand_seeded(who, name, draws)
+    return drawn

@@ -1,0 +1,49 @@
+"""Fresh memory that holds what no call can take for its own: who reads it before writing gives other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_MAKERS: frozenset[Callable[..., torch.Tensor]] = frozenset(
+    {
+        torch.empty,
+        torch.empty_like,
+        torch.empty_permuted,
+        torch.empty_strided,
+        torch.Tensor.new_empty,
+        torch.Tensor.new_empty_strided,
+    }
+)
+_BYTE = 0xFF  # all bits set: nan in every floating dtype, -1 in those of signed numbers
+
+
+class Unwritten(TorchFunctionMode):
+    """While it is on, tensors of torch.empty and its kin are nan, whole numbers -1 and booleans True.
+
+    Memory that a process gets for the first time is all zeros, and what it gets again often holds the last call's
+    result, so that neither shows whether a result was written. What libraries allocate below Python stays as it is.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in _MAKERS and (kwargs or {}).get("out") is None:
+            _fill(made)
+        return made
+
+
+def _fill(tensor: torch.Tensor) -> None:
+    with torch.no_grad():
+        if tensor.dtype == torch.bool:  # a byte of 255 is no boolean
+            tensor.fill_(True)
+        elif tensor.device.type != "meta":
+            tensor.untyped_storage().fill_(_BYTE)
