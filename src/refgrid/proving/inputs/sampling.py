@@ -89,8 +89,8 @@ def rows_of(uuid: str, vocab_size: int) -> tuple[Row, ...]:
         )
     if "argmax" in uuid:
         return Row(steps, 50, 0.0), Row(zipf, 0, 0.0), Row(halves, 2, 0.0), Row(one_hot, vocab_size, 0.0)
-    if "close" in uuid:
-        return Row(close, 50, 0.5), Row(close, 99, 0.9), Row(close, 2, 0.3)
+    if "close" in uuid:  # bfloat16 would let in tokens of 6, 2 and 29 % by top-p, of 4, 1 and 60 % by top-k
+        return Row(close, 50, 0.5), Row(close, 99, 0.9), Row(close, 2, 0.12)
     if "many" in uuid:
         return (Row(halves, 12, 0.9),)
     return (
