@@ -17,6 +17,7 @@ OWN = {"refgrid", "refgrid_references", "refgrid_groundtruth", "refgrid_solution
 
 # The instrument's modules that run cases; everything else of it must start without torch.
 TENSOR_MODULES = {
+    "unwritten.py",
     "compare.py",
     "measure.py",
     "diagnosis.py",
