@@ -178,5 +178,8 @@ def test_an_empty_table_is_refused(tmp_path: Path, text: str, reason: str) -> No
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentsError, match=r"nowhere\.toml: cannot be read"):
+    with pytest.raises(
+        EnvironmentsError,
+        match=r"nowhere\.toml: no such table of environments: a checkout of refgrid has one; this folder is /",
+    ):
         load_environments(tmp_path / "nowhere.toml")

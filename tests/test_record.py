@@ -248,6 +248,7 @@ def test_a_corrupt_line_in_the_middle_is_named_with_file_and_line(tmp_path: Path
         read_runs(tmp_path)
 
     assert str(caught.value).startswith(f"{file}:3: ")
+    assert str(caught.value).endswith("; take the line out, or put the file away: the cases it told of are owed again")
 
 
 def test_a_corrupt_last_line_that_was_written_whole_is_an_error(tmp_path: Path) -> None:

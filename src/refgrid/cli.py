@@ -50,7 +50,19 @@ _sizes = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """A group whose help says in whole what each command is for, where click cuts that after some fifty letters."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _purpose(self.commands[name])) for name in self.list_commands(ctx)])
+
+
+def _purpose(command: click.Command) -> str:
+    return " ".join((command.help or "").partition("\n\n")[0].split())
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="refgrid")
 def main() -> None:
     """Which reference implementations of LLM kernels are right, against which ground truth, and where."""
@@ -162,6 +174,8 @@ def matrix(dataset: Path, results: Path, output: Path, environments: Path, *, by
         soaked = _soaked(results / "soak", published)
     except (RecordError, ValueError) as error:
         _fail(str(error))
+    if not built.columns:
+        _fail(f"{results} holds no records and {environments} names no environment: give --results, or run cases")
     print_matrix(built, Console(), kept, by_definition=by_definition)
     for line in soaked:
         click.echo(line)

@@ -193,6 +193,9 @@ def load_table(file: Path) -> EnvironmentTable:
     try:
         entries = tomllib.loads(file.read_text(encoding="utf-8"))
         return EnvironmentTable.model_validate(entries)
+    except FileNotFoundError as error:
+        where = f"a checkout of refgrid has one; this folder is {Path.cwd()}"
+        raise EnvironmentsError(f"{file}: no such table of environments: {where}") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EnvironmentsError(f"{file}: cannot be read: {error}") from error
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The ledger: writes the records of one run, one line a case, each on the disk before the next case begins."""
+"""The ledger: writes the records of one run, one line a case, each written out before the next case begins."""
 
 from __future__ import annotations
 

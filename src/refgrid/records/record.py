@@ -238,10 +238,10 @@ class _Reading:
     def _outcome(self, number: int, line: Mapping[str, Any]) -> None:
         case = self._cases.get(str(line.get("case")))
         if case is None:
-            raise RecordError(f"{self._path}:{number}: {line.get('case')!r} is no case that its run planned")
+            raise _damaged(self._path, number, f"{line.get('case')!r} is no case that its run planned")
         if self._finished or case.id in self._outcomes:
             what = "stands after the end of its run" if self._finished else "has its verdict already"
-            raise RecordError(f"{self._path}:{number}: {case.id} {what}, and only a 'resume' line opens a run again")
+            raise _damaged(self._path, number, f"{case.id} {what}, and only a 'resume' line opens a run again")
         self._outcomes[case.id] = _parsed(self._path, number, _OUTCOME, {**line, "case": case})
 
 
@@ -272,7 +272,7 @@ def lines_of(path: Path) -> Iterator[Line]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             if number == len(lines):
                 return  # no newline after it: the writer was killed in the middle of this line
-            raise RecordError(f"{path}:{number}: is no record: {error}") from error
+            raise _damaged(path, number, f"is no record: {error}") from error
         yield Line(number, kind, line, text)
 
 
@@ -290,7 +290,13 @@ def _parsed(path: Path, number: int, adapter: TypeAdapter[_Line], line: object) 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path}:{number}: {where}: {first['msg']}") from error
+        raise _damaged(path, number, f"{where}: {first['msg']}") from error
+
+
+def _damaged(path: Path, number: int, why: str) -> RecordError:
+    """What to raise of a line that is no record, with what to do about it."""
+    remedy = "take the line out, or put the file away: the cases it told of are owed again"
+    return RecordError(f"{path}:{number}: {why}; {remedy}")
 
 
 def verdict_counts(outcomes: Iterable[Outcome]) -> dict[Verdict, int]:
