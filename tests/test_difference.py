@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_runs import CPU, H200, all_are, cases, run
 from rich.console import Console
-from test_matrix import CPU, H200, all_are, cases, run
 
 from refgrid.records.record import Run, Verdict
 from refgrid.report.difference import Difference

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_runs import CPU, H200, Told, case, cases, printed, run
 from rich.console import Console
-from test_matrix import CPU, H200, Told, case, cases, printed, run
 
 from refgrid.records.record import Verdict
 from refgrid.report.matrix import Matrix, build, to_dict, write_files

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_matrix import CPU, H200, case
+from made_runs import CPU, H200, case
 from test_plugin import TESTS, Project
 
 from refgrid.dataset.case import Case
