@@ -9,9 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from projects import Project
 
 pytest_plugins = ["pytester"]
 
@@ -19,7 +22,7 @@ TESTS = Path(__file__).parent
 # In a test file: torch itself, a module of the instrument that imports it, or a pytest of its own.
 NEEDS_TORCH = re.compile(
     r"import torch|importorskip|refgrid\.proving(\.(?!deaths|expected|finding|tolerance)| import)|\"-m\", \"pytest\""
-    r"|from (test_plugin|fleet|guards) import"
+    r"|from (projects|fleet|guards) import"
 )
 REFERENCE = "import torch\n\ndef run(x):\n    return x * 2\n"
 
@@ -136,3 +139,13 @@ def writer_below() -> Callable[[Path], WriteDefinition]:
 def write_definition(tmp_path: Path) -> WriteDefinition:
     """Writes one definition and its workloads below tmp_path; returns the definition's file."""
     return _writer(tmp_path)
+
+
+@pytest.fixture
+def project(double: dict[str, Any], write_definition: WriteDefinition, tmp_path: Path) -> Project:
+    """A project whose reference is right."""
+    from projects import Project  # it imports the instrument, without which tests of solutions/ run
+
+    made = Project(tmp_path, double, write_definition)
+    made.reference("return x * 2")
+    return made

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from test_plugin import TESTS, Project
+from projects import TESTS, Project
 
 CRASH_SAFE = ("--dist", "load", "--max-worker-restart", "10000")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from test_plugin import Project
+from projects import Project
 
 from refgrid.cli import main
 from refgrid.records.record import Outcome, Run, Verdict

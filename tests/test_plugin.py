@@ -1,139 +1,20 @@
-"""The pytest plugin, run for real in pytest processes of its own: verdicts, records, and the account of them.
-
-The data set is one op, `double`, with a ground truth of our own in a provider installed beside it.
-"""
+"""The pytest plugin, run for real in pytest processes of its own: verdicts, records, and the account of them."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import pytest
+from projects import TESTS, TRUTH, Project
 
 from refgrid.dataset.case import Case
-from refgrid.records.record import Outcome, Run, Verdict, read_runs
+from refgrid.records.record import Verdict, read_runs
 from refgrid.running.replay import replay_command
-
-PROVIDER = """
-import dataclasses
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    name: str
-    library: str = "torch"
-    distribution: str = "torch"
-    ops: tuple = {ops}
-
-class Unavailable(Exception):
-    def __init__(self, verdict, reason):
-        self.verdict, self.reason = verdict, reason
-
-SOURCES = (Source("sum"), Source("absent"))
-
-def adapter(source, op, device):
-    if source == "absent":
-        raise Unavailable("missing", "absent is not installed")
-    return globals()["truth_of_" + op]
-
-{truths}
-"""
-TESTS = """
-from refgrid.contract import ReferenceContract
-
-class TestDoubleN4(ReferenceContract):
-    definition_name = "double_n4"
-"""
-TRUTH = 'return {"y": x + x}'
-
-
-class Project:
-    """A checkout with one definition, its test file and a ground-truth provider."""
-
-    def __init__(self, root: Path, definition: dict[str, Any], write_definition: Any) -> None:
-        self.root, self.definition, self.write_definition = root, definition, write_definition
-        (root / "test_double.py").write_text(TESTS)
-        (root / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
-        self.truth(double=TRUTH)
-
-    def reference(self, body: str, *batch_sizes: int, name: str = "double_n4") -> None:
-        """The body of `run(x)`; torch is imported."""
-        text = "import os, time, torch\n\ndef run(x):\n    " + body.replace("\n", "\n    ") + "\n"
-        self.write_definition({**self.definition, "name": name, "reference": text}, *(batch_sizes or (1, 2)))
-
-    def truth(self, **bodies: str) -> None:
-        """The body of the ground truth of each op; `x` is its input."""
-        truths = [f"def truth_of_{op}(x):\n    " + body.replace("\n", "\n    ") for op, body in bodies.items()]
-        provider = PROVIDER.replace("{ops}", repr(tuple(bodies))).replace("{truths}", "\n\n".join(truths))
-        (self.root / "provider.py").write_text(provider)
-        info = self.root / "provider-1.0.dist-info"
-        info.mkdir(exist_ok=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: provider\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[refgrid.sources]\nprovider = provider\n")
-
-    def expect_mismatch(self) -> None:
-        """Call a mismatch with the provider a known failure."""
-        (self.root / "ci").mkdir()
-        (self.root / "ci" / "expected_failures.toml").write_text(
-            '[[expected]]\ncases = ["*-sum"]\nenvironments = ["*"]\nverdict = "mismatch"\n'
-            'reason = "wrong on purpose"\nlink = "https://example.org"\n'
-        )
-
-    def command(self, *arguments: str) -> list[str]:
-        without = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio"]  # the last two take long
-        return [sys.executable, "-m", "pytest", *without, "--device", "cpu", *arguments]
-
-    @property
-    def variables(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments), cwd=self.root, env=self.variables, capture_output=True, text=True, check=False
-        )
-
-    @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """A run to interfere with; it listens to Ctrl-C even where the caller was started in the background."""
-        process = subprocess.Popen(
-            self.command(),
-            cwd=self.root,
-            env=self.variables,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait(30)
-
-    def records(self) -> Run:
-        (run,) = read_runs(self.root / "results")
-        return run
-
-    def verdicts(self) -> dict[str, str]:
-        """Verdict by case, without the definition's name."""
-        return {o.case.id.removeprefix("double_n4-"): o.verdict.value for o in self.records().accounted()}
-
-    def outcome(self, case: str) -> Outcome:
-        return self.records().outcomes[f"double_n4-{case}"]
-
-
-@pytest.fixture
-def project(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Project:
-    made = Project(tmp_path, double, write_definition)
-    made.reference("return x * 2")
-    return made
 
 
 def test_a_right_reference_matches_and_an_absent_library_is_no_pass(project: Project) -> None:
@@ -334,91 +215,6 @@ def test_sources_that_disagree_are_a_mismatch_of_agreement(project: Project) -> 
     assert "absent against sum" in project.outcome("b1-agreement").reason
 
 
-def test_a_worker_that_dies_is_a_crash_and_the_rest_runs(project: Project) -> None:
-    project.reference("if x.shape[0] == 2: os._exit(13)\nreturn x * 2", 1, 2, 3)
-
-    done = project.run("-n", "1", "--dist", "load", "--max-worker-restart", "1000")
-
-    verdicts = project.verdicts()
-    assert done.returncode == 1
-    assert {case for case, verdict in verdicts.items() if verdict == "crash"} == {
-        f"b2-{check}" for check in ("shape", "dtype", "sum", "determinism", "absent", "agreement")
-    } - {case for case, verdict in verdicts.items() if verdict != "crash"}
-    assert [verdicts[f"b{size}-sum"] for size in (1, 2, 3)] == ["match", "crash", "match"]
-    assert "crashed" in project.outcome("b2-sum").reason
-
-
-# Says of each process what it calls at its end, and what happens only when its interpreter is taken apart.
-ENDS = """
-import __main__, atexit, os
-WHO, FLAGS = "controller" if hasattr(__main__, "__file__") else "worker", os.O_CREAT | os.O_WRONLY
-
-class Late:
-    def __del__(self, write=os.open, name="taken-apart-" + WHO, flags=FLAGS):
-        write(name, flags)
-
-late = Late()
-atexit.register(os.open, "said-goodbye-" + WHO, FLAGS)
-"""
-
-
-def test_a_worker_ends_without_taking_its_interpreter_apart(project: Project) -> None:
-    """With torch and the libraries that takes seconds, for which the controller waits."""
-    (project.root / "conftest.py").write_text(ENDS)
-
-    done = project.run("-n", "1")
-
-    said = {each.name for pattern in ("said-*", "taken-*") for each in project.root.glob(pattern)}
-    assert done.returncode == 0, done.stdout
-    assert said == {"said-goodbye-worker", "said-goodbye-controller", "taken-apart-controller"}
-
-
-def test_a_worker_whose_session_fails_ends_as_any_process_does(project: Project) -> None:
-    """Its last words and its status are its own."""
-    failing = "\ndef pytest_sessionfinish():\n    assert WHO == 'controller'\n"
-    (project.root / "conftest.py").write_text(ENDS + failing)
-
-    project.run("-n", "1")
-
-    assert (project.root / "taken-apart-worker").exists()
-
-
-def test_interrupting_leaves_finished_records_readable_and_the_rest_not_run(project: Project) -> None:
-    project.reference("time.sleep(60 if x.shape[0] == 3 else 0)\nreturn x * 2", 1, 3)
-    with project.running() as running:
-        _wait_for_outcomes(project.root, 6)
-        running.send_signal(signal.SIGINT)
-        running.wait(30)
-
-    run = project.records()
-
-    assert run.finished
-    assert [outcome.case.workload for outcome in run.accounted() if outcome.verdict is Verdict.NOT_RUN] == ["b3"] * 6
-    assert {outcome.reason for outcome in run.outcomes.values() if outcome.verdict is Verdict.NOT_RUN} == {
-        "the run was interrupted before its turn"
-    }
-
-
-def test_killing_the_run_leaves_what_it_owes_not_run(project: Project) -> None:
-    project.reference("time.sleep(60 if x.shape[0] == 3 else 0)\nreturn x * 2", 1, 3)
-    with project.running() as running:
-        _wait_for_outcomes(project.root, 6)
-        running.kill()
-
-    run = project.records()
-
-    assert not run.finished
-    assert [outcome.verdict for outcome in run.accounted()].count(Verdict.NOT_RUN) == 6
-
-
-def test_stopping_at_the_first_failure_accounts_for_the_rest(project: Project) -> None:
-    project.reference("return x * 3")
-
-    project.run("-x")
-
-    assert list(project.verdicts().values()).count("not-run") == 12 - 3
-
-
 def test_a_results_folder_that_cannot_be_written_is_an_error_before_the_first_case(project: Project) -> None:
     (project.root / "taken").write_text("a file where the folder should be")
 
@@ -448,110 +244,6 @@ def test_a_wrong_option_names_the_legal_values(project: Project, arguments: list
 
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert told in done.stderr + done.stdout
-
-
-def test_a_tolerance_by_hand_is_recorded_as_such(project: Project) -> None:
-    project.reference("return x * 2.1", 1)
-
-    project.run("--tolerance", "1", "--reason", "to look at it")
-
-    outcome = project.outcome("b1-sum")
-    assert outcome.verdict is Verdict.MATCH
-    assert outcome.reason == "tolerance set to 1 by hand: to look at it"
-    assert outcome.comparisons[0]["atol"] == 1
-
-
-def test_a_mismatch_under_a_tolerance_by_hand_carries_its_reason_too(project: Project) -> None:
-    project.reference("return x + 100", 1)
-
-    project.run("--tolerance", "1", "--reason", "to look at it")
-
-    assert project.outcome("b1-sum").verdict is Verdict.MISMATCH
-    assert project.outcome("b1-sum").reason.endswith("tolerance set to 1 by hand: to look at it")
-    assert "by hand" not in project.outcome("b1-absent").reason
-
-
-def test_a_tolerance_that_loosens_without_a_reason_is_refused_with_the_numbers(project: Project) -> None:
-    done = project.run("--tolerance", "1e-3")
-
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    told = (
-        "--tolerance 0.001 is looser than the source documents' table: float32 has atol 1e-05, rtol 1e-05 (double_n4.y)"
-    )
-    assert told in done.stderr + done.stdout
-    assert "add --reason TEXT" in done.stderr + done.stdout
-    assert not (project.root / "results").exists()
-
-
-def test_a_tolerance_that_loosens_without_a_reason_is_refused_in_workers_too(project: Project) -> None:
-    done = project.run("--tolerance", "1e-3", "-n", "2", "--dist", "load", "--max-worker-restart", "1000")
-
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "--tolerance 0.001 is looser than the source documents' table" in done.stdout
-    assert not (project.root / "results").exists()
-
-
-def write_coarse(project: Project) -> None:
-    """A second definition: bfloat16, which allows more than the float32 of the first."""
-    kind = {"shape": ["batch_size", "n"], "dtype": "bfloat16"}
-    changes = {"name": "coarse_n4", "inputs": {"x": kind}, "outputs": {"y": kind}}
-    project.write_definition({**project.definition, **changes}, 1)
-    tests = TESTS.replace("TestDoubleN4", "TestCoarse").replace("double_n4", "coarse_n4")
-    (project.root / "test_coarse.py").write_text(tests)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "bound", "told"),
-    [
-        pytest.param(["test_coarse.py"], "1e-3", "", id="tighter than a file's"),
-        pytest.param(["-k", "Coarse"], "1e-3", "", id="tighter than those of -k"),
-        pytest.param(["test_coarse.py"], "0.5", "bfloat16 has atol 0.008, rtol 0.01 (coarse_n4.y); add", id="looser"),
-    ],
-)
-def test_a_tolerance_is_held_against_what_runs_and_nothing_else(
-    project: Project, chosen: list[str], bound: str, told: str
-) -> None:
-    write_coarse(project)
-
-    done = project.run("--tolerance", bound, *chosen)
-
-    assert done.returncode == (pytest.ExitCode.USAGE_ERROR if told else pytest.ExitCode.OK)
-    assert told in done.stderr + done.stdout
-    assert "float32 has" not in done.stderr + done.stdout
-
-
-def test_a_tighter_tolerance_needs_no_reason(project: Project) -> None:
-    project.run("--tolerance", "1e-6")
-
-    assert project.outcome("b1-sum").reason == "tolerance set to 1e-06 by hand"
-
-
-def test_a_reason_without_a_tolerance_is_refused(project: Project) -> None:
-    done = project.run("--reason", "for nothing")
-
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "--reason is that of --tolerance" in done.stderr + done.stdout
-
-
-def test_a_class_that_loosens_without_a_reason_is_refused(project: Project) -> None:
-    (project.root / "test_double.py").write_text(TESTS + "    tolerance = 1.0\n")
-
-    done = project.run()
-
-    assert done.returncode != 0
-    assert "TestDoubleN4.tolerance 1 is looser than the source documents' table" in done.stderr + done.stdout
-
-
-def test_a_class_may_set_its_sizes_and_tolerance(project: Project) -> None:
-    project.reference("return x * 2.1", 1, 2**18)
-    own = '    test_sizes = ("small",)\n    tolerance = 1.0\n    tolerance_reason = "made up"\n'
-    (project.root / "test_double.py").write_text(TESTS + own)
-
-    project.run()
-
-    assert {outcome.case.workload for outcome in project.records().accounted()} == {"b1"}
-    assert project.outcome("b1-sum").verdict is Verdict.MATCH
-    assert "tolerance set to 1 by hand: made up" in project.outcome("b1-sum").reason
 
 
 def test_broken_definitions_are_one_error_row_each(project: Project) -> None:
@@ -620,13 +312,3 @@ def test_an_expected_failure_under_a_progress_bar_is_in_the_summary(project: Pro
     assert "wrong on purpose (https://example.org)" in done.stdout  # in the summary
     assert "1 xfailed" in done.stdout
     assert done.returncode == 0
-
-
-def _wait_for_outcomes(root: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        lines = [line for file in (root / "results").rglob("*.jsonl") for line in file.read_text().splitlines()]
-        if sum('"outcome"' in line for line in lines) >= count:
-            return
-        time.sleep(0.1)
-    raise TimeoutError(f"{count} outcomes were not recorded in a minute")

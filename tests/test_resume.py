@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from test_plugin import Project
+from projects import Project
 
 from refgrid.records.ledger import claim
 from refgrid.records.record import INTERRUPTED, Run, Verdict, read_runs

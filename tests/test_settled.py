@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plugin import TESTS, TRUTH, Project
+from projects import TESTS, TRUTH, Project
 
 from refgrid.records.ledger import Ledger
 from refgrid.records.record import Outcome, Run, Verdict, read_runs

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from made_runs import CPU, H200, case
-from test_plugin import TESTS, Project
+from projects import TESTS, Project
 
 from refgrid.dataset.case import Case
 from refgrid.records.record import Header, Outcome, Run, Verdict, read_runs
