@@ -13,8 +13,8 @@ from typing import Any
 import doubles_gdn
 import doubles_moe
 import pytest
-import test_groundtruth as paged
 import test_groundtruth_dsa as dsa
+import test_groundtruth_flashinfer as paged
 import test_groundtruth_gdn_kernels as gdn
 import test_groundtruth_mamba_rope as mamba_rope
 import test_groundtruth_mla_kernels as mla
