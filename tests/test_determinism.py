@@ -17,12 +17,14 @@ from refgrid.proving.determinism import BATCHED
 from refgrid.proving.finding import Finding
 from refgrid.proving.outputs import same_bits
 from refgrid.proving.proof import Prover
+from refgrid.proving.settings import read_settings
 from refgrid.proving.unwritten import Unwritten
 from refgrid.proving.workbench import _clone_beside
 from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
 Truth = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+SINCE_2_9 = pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
 COUNT = "run.calls = getattr(run, 'calls', 0) + 1"
 
 
@@ -49,6 +51,15 @@ def finds(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Call
 
     find.prove = prove  # type: ignore[attr-defined]
     return find
+
+
+@pytest.fixture
+def write_once(double: dict[str, Any], write_definition: Any, tmp_path: Path) -> Callable[[Any], object]:
+    """Proves one check after the other in one process, of a reference that changes a setting as it is read."""
+    text = "import torch\n\ntorch.set_default_dtype(torch.float64)\n\ndef run(x):\n    return x * 2\n"
+    write_definition({**double, "reference": text}, 3)
+    prover = Prover(load_dataset(tmp_path), Sources(()), "cpu")
+    return lambda check: prover.prove(Case("double_n4", "double", "double", "b3", check, None))
 
 
 class TestOfTheReference:
@@ -95,8 +106,32 @@ class TestOfTheReference:
         told = "y differs between two runs of the reference on equal inputs, as it reads memory of torch.empty"
         assert found.reason.startswith(f"{told} that it has not written, in 4 of 12 elements, by up to ")
 
-    def test_memory_that_is_written_first_is_a_proof(self, finds: Any) -> None:
-        finds.prove("y = torch.empty_like(x)\ny.copy_(x * 2)\nreturn y")
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "y = torch.empty_like(x)\ny.copy_(x * 2)\nreturn y",
+            "return torch.vmap(lambda row: torch.empty_like(row).copy_(row * 2))(x)",
+            "return torch.func.grad(lambda x: torch.empty_like(x).fill_(2).mul(x).sum())(x) * x",
+            "torch.empty_like(x.to_sparse())\nreturn x * 2",
+        ],
+    )
+    def test_memory_that_is_written_first_is_a_proof(self, finds: Any, body: str) -> None:
+        finds.prove(body)
+
+    def test_a_failure_for_what_fresh_memory_holds_is_told_as_one(self, finds: Any) -> None:
+        """`run` makes it zeros where nobody helps, as a process's first memory is."""
+        at = "at = torch.empty(1, dtype=torch.int64)\nif at != -1: at.zero_()\nassert at >= 0, 'a page below 0'"
+        found = finds(f"{at}\nreturn x * 2")
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        told = "the reference fails where memory of torch.empty holds nan and -1"
+        assert found.reason == f"{told}: AssertionError: a page below 0"
+
+    def test_a_failure_of_the_second_run_for_any_other_reason_stays_one(self, finds: Any) -> None:
+        body = f"{COUNT}\nif run.calls > 1: raise KeyError('k')\nreturn x * 2"
+
+        with pytest.raises(KeyError, match="k"):
+            finds.prove(body)
 
     def test_a_result_in_memory_of_an_earlier_one_is_found(self, finds: Any) -> None:
         """Its bits equal those of the earlier result whatever it writes: they are the same."""
@@ -106,6 +141,52 @@ class TestOfTheReference:
         assert found.verdict is Verdict.ERROR
         told = "reference: y lies in memory that reference gave before, whose result is overwritten by it"
         assert found.reason == f"{told}; each call must give memory of its own"
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ("torch.set_default_dtype(torch.float64)", "torch.get_default_dtype() from torch.float32 to torch.float64"),
+            ("torch.set_grad_enabled(False)", "torch.is_grad_enabled() from True to False"),
+            ("torch.set_num_threads(torch.get_num_threads() + 1)", "torch.get_num_threads() from "),
+            (
+                "torch.use_deterministic_algorithms(True)",
+                "torch.are_deterministic_algorithms_enabled() from False to True",
+            ),
+            ("torch.set_float32_matmul_precision('medium')", "precision"),
+            ("torch.backends.cuda.matmul.allow_tf32 = True", "precision"),
+            pytest.param(
+                "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+                "torch.backends.mkldnn.matmul.fp32_precision from none to bf16",
+                marks=SINCE_2_9,
+            ),
+            (
+                "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False",
+                "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction from True to False",
+            ),
+        ],
+    )
+    def test_a_setting_of_torch_that_is_changed_for_all_is_an_error_and_put_back(
+        self, finds: Any, change: str, told: str
+    ) -> None:
+        """Later cases of the process would be computed otherwise, and so would the truths of this one."""
+        before = read_settings()
+
+        for body in (f"{change}\nreturn x * 2", f"{change}\nraise KeyError('k')"):
+            with pytest.raises((Finding, KeyError)) as caught:
+                finds.prove(body)
+            assert read_settings() == before
+            if isinstance(caught.value, Finding):
+                assert caught.value.verdict is Verdict.ERROR
+                assert caught.value.reason.startswith("reference changed torch.")
+                assert told in caught.value.reason
+
+    def test_a_setting_that_is_changed_where_the_reference_is_read_makes_every_case_one(self, write_once: Any) -> None:
+        for check in ("shape", "dtype", "determinism"):
+            with pytest.raises(Finding, match=r"reference changed torch\.get_default_dtype\(\)"):
+                write_once(check)
+
+    def test_a_setting_that_is_changed_for_a_while_is_the_references_own(self, finds: Any) -> None:
+        finds.prove("with torch.no_grad():\n    return x * 2")
 
     def test_equal_bits_each_time_are_a_proof(self, finds: Any) -> None:
         finds.prove("return x * 2")
@@ -147,6 +228,18 @@ def test_fresh_memory_is_filled_only_where_nothing_else_is(dtype: torch.dtype) -
     assert (made.float().isnan() | (made.float() == -1) | (made.float() == 1)).all()
     assert not others[0].float().any()
     assert not zeros.float().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.int32, torch.uint8, torch.bool])
+def test_fresh_memory_of_rows_of_vmap_is_filled_as_any_other(dtype: torch.dtype) -> None:
+    def fresh(row: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(row, dtype=dtype)
+
+    with Unwritten():
+        made, rows = fresh(torch.zeros(3, 4)), torch.vmap(fresh)(torch.zeros(3, 4))
+
+    torch.testing.assert_close(rows, made, equal_nan=True)
+    assert rows.isnan().all() or (rows == torch.tensor(-1).to(dtype)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool, torch.float8_e4m3fn])

@@ -188,7 +188,7 @@ def test_a_sampler_that_obeys_no_seed_is_an_error_though_its_tokens_fit_the_law(
 
     assert caught.value.verdict is Verdict.ERROR
     assert caught.value.reason.startswith(
-        "deaf: samples are the same under 8 seeds, which a sampler that obeys them gives with probability "
+        "deaf: samples of 3 of 3 rows are the same under 8 seeds, which a sampler that obeys them gives with "
     )
 
 
@@ -210,9 +210,19 @@ def test_equal_draws_are_an_error_only_where_chance_gives_none(rows: list[list[f
     draws[: forms.OWN] = draws[0].clone()
 
     if alike:
-        with pytest.raises(Finding, match="kernel: samples are the same under 8 seeds"):
+        with pytest.raises(Finding, match=r"kernel: samples of \d+ of \d+ rows are the same under 8 seeds"):
             forms.demand_seeded("kernel", "samples", draws)
     else:
+        forms.demand_seeded("kernel", "samples", draws)
+
+
+def test_one_row_that_obeys_no_seed_among_others_that_do_is_an_error() -> None:
+    torch.manual_seed(0)
+    draws = torch.randint(100, (200, 3))
+    forms.demand_seeded("kernel", "samples", draws)
+    draws[: forms.OWN, 1] = 5
+
+    with pytest.raises(Finding, match="kernel: samples of 1 of 3 rows are the same under 8 seeds"):
         forms.demand_seeded("kernel", "samples", draws)
 
 

@@ -23,6 +23,7 @@ from refgrid.proving.finding import judge
 from refgrid.proving.forms import drawn_outputs, form_of
 from refgrid.proving.outputs import Tensors, named, same_bits
 from refgrid.proving.proof import Prover
+from refgrid.proving.settings import kept_settings
 from refgrid.proving.workbench import constants_of
 from refgrid.sources import Adapter, Sources
 
@@ -141,7 +142,8 @@ class Bench:
         given = laid if inputs == "laid" else baseline.plain_inputs(laid)
         self.plant(mutant)
         try:
-            return self._checked(source, inputs, given, baseline.BY_INPUTS[inputs])
+            with kept_settings():
+                return self._checked(source, inputs, given, baseline.BY_INPUTS[inputs])
         finally:
             self.plant(None)
 

@@ -110,19 +110,27 @@ def draw(
 
 
 def demand_seeded(who: str, output: str, draws: torch.Tensor) -> None:
-    """Raise Finding for a sampler that draws the same whatever torch's generators are seeded with.
+    """Raise Finding for a sampler that draws the same, in all rows or in some, whatever torch's generators start from.
 
     The first OWN draws were calls of their own, each under another seed. That a right sampler gives the same in all of
     them must be less likely than one in 1e9 by what the other draws, [draws, rows], tell of each row.
     """
     own, others = draws[:OWN], draws[OWN:]
-    if len(others) == 0 or (own != own[0]).any():
+    alike = (own == own[0]).all(0)
+    if len(others) == 0 or not alike.any():
         return
-    shares = (row.unique(return_counts=True)[1].double() / len(others) for row in others.unbind(1))
-    chance = math.prod(float(share.pow(len(own)).sum()) for share in shares)
+    alone = [_chance_alike(row, len(own)) for row in others[:, alike].unbind(1)]
+    chance = min(min(alone) * len(alike), math.prod(alone) if alike.all() else 1.0)  # any one of the rows, or all
     if chance < _UNLIKELY:
-        told = f"{output} are the same under {OWN} seeds, which a sampler that obeys them gives with probability"
-        raise Finding(Verdict.ERROR, f"{who}: {told} {chance:.2g}")
+        told = f"{output} of {len(alone)} of {len(alike)} rows are the same under {OWN} seeds"
+        raise Finding(
+            Verdict.ERROR, f"{who}: {told}, which a sampler that obeys them gives with probability {chance:.2g}"
+        )
+
+
+def _chance_alike(row: torch.Tensor, times: int) -> float:
+    """How likely that many draws are all the same, by the shares of the outcomes among a row's draws."""
+    return float((row.unique(return_counts=True)[1].double() / len(row)).pow(times).sum())
 
 
 def seed_draws(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,8 +43,28 @@ class Unwritten(TorchFunctionMode):
 
 
 def _fill(tensor: torch.Tensor) -> None:
+    if tensor.layout is not torch.strided:  # no number is stored in one that is sparse
+        return
     with torch.no_grad():
         if tensor.dtype == torch.bool:  # a byte of 255 is no boolean
             tensor.fill_(True)
+        elif _is_wrapper(tensor):
+            tensor.fill_(_number(tensor.dtype))
         elif tensor.device.type != "meta":
             tensor.untyped_storage().fill_(_BYTE)
+
+
+def _is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether it stands for another tensor and has no memory of its own, as inside torch.vmap and torch.func.grad."""
+    try:
+        tensor.untyped_storage()
+    except NotImplementedError:
+        return True
+    return False
+
+
+def _number(dtype: torch.dtype) -> float:
+    """What all bits set are in a dtype."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return math.nan
+    return -1 if dtype.is_signed else torch.iinfo(dtype).max

@@ -24,6 +24,7 @@ from refgrid.proving.forms import demand_seeded, draw, drawn_outputs, is_law, se
 from refgrid.proving.inputs import Inputs, make_inputs
 from refgrid.proving.outputs import Tensors, demand_dtypes, demand_own_memory, demand_shapes, named, same_bits
 from refgrid.proving.precision import in_float64
+from refgrid.proving.settings import demand_own_settings
 from refgrid.proving.unwritten import Unwritten
 from refgrid.records.record import Verdict
 from refgrid.sources import Adapter, NoReferee, Sources
@@ -163,7 +164,7 @@ class Workbench:
     def call_drawn(self, bench: Laid) -> Tensors:
         """The same draws anew."""
         run = self._compiled(bench.definition)
-        with self.timed("reference"):
+        with demand_own_settings("reference"), self.timed("reference"):
             return _draws("reference", bench, lambda inputs: named(run(*inputs.values()), bench.definition), ())
 
     def call_reference(self, bench: Laid, elsewhere: bool = False, unwritten: bool = False) -> Tensors:
@@ -171,8 +172,8 @@ class Workbench:
 
         `elsewhere`, on inputs at other addresses than last time; `unwritten`, with nan in the memory that it asks for.
         """
-        run = self._compiled(bench.definition)
-        with self.timed("reference"), Unwritten() if unwritten else nullcontext():
+        run, memory = self._compiled(bench.definition), Unwritten() if unwritten else nullcontext()
+        with demand_own_settings("reference"), self.timed("reference"), memory:
             result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()), elsewhere)
         given = named(result, bench.definition)
         demand_own_memory("reference", given, bench.given)
@@ -180,7 +181,9 @@ class Workbench:
 
     def _compiled(self, definition: Definition) -> Callable[..., Any]:
         if self._run is None or self._run[0] != (definition.name, definition.reference):
-            self._run = ((definition.name, definition.reference), compile_reference(definition))
+            with demand_own_settings("reference"):
+                compiled = compile_reference(definition)
+            self._run = ((definition.name, definition.reference), compiled)
         return self._run[1]
 
     def truth(self, bench: Laid, case: Case, source: str) -> Tensors:
