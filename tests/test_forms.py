@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,6 +225,65 @@ def test_one_row_that_obeys_no_seed_among_others_that_do_is_an_error() -> None:
 
     with pytest.raises(Finding, match="kernel: samples of 1 of 3 rows are the same under 8 seeds"):
         forms.demand_seeded("kernel", "samples", draws)
+
+
+@pytest.mark.parametrize(
+    ("rows", "draws", "deaf"),
+    [
+        pytest.param(16, 16, 15, id="all but one, of many outcomes"),
+        pytest.param(256, 16, 8, id="few of many"),
+        pytest.param(1, 64, 1, id="the only one"),
+    ],
+)
+def test_rows_that_obey_no_seed_are_an_error_though_the_draws_are_few(rows: int, draws: int, deaf: int) -> None:
+    torch.manual_seed(0)
+    given = torch.randint(10**6, (draws, rows))
+    forms.demand_seeded("kernel", "samples", given)
+    given[: forms.OWN, :deaf] = given[0, :deaf].clone()
+
+    with pytest.raises(Finding, match=f"kernel: samples of {deaf} of {rows} rows are the same under 8 seeds"):
+        forms.demand_seeded("kernel", "samples", given)
+
+
+@pytest.mark.parametrize(("rows", "draws"), [(1, 64), (2, 32), (7, 149), (16, 65), (256, 16)])
+def test_a_right_sampler_is_blamed_less_than_once_in_a_billion_whatever_its_law(rows: int, draws: int) -> None:
+    """Worst of all laws is one likely token among others that never come twice: counted over how often it comes.
+
+    That other rows than the first are alike as well is left out, but any of them may be the one that is.
+    """
+    worst = 0.0
+    for p in torch.linspace(0.02, 0.98, 49).tolist():
+        blamed = 0.0
+        for times in range(draws - forms.OWN + 1):
+            given = torch.arange(draws * rows).reshape(draws, rows)
+            given[: forms.OWN, 0] = given[0, 0].clone()
+            given[forms.OWN : forms.OWN + times, 0] = given[0, 0]
+            try:
+                forms.demand_seeded("kernel", "samples", given)
+            except Finding:
+                left = draws - forms.OWN - times
+                blamed += math.comb(draws - forms.OWN, times) * p ** (forms.OWN + times) * (1 - p) ** left
+        worst = max(worst, blamed)
+
+    assert rows * worst < 1e-9
+
+
+def test_samples_in_memory_of_earlier_ones_are_an_error(proves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call overwrites what the last gave, so that the draws held against the law are fewer than they seem."""
+    monkeypatch.setattr(forms, "_ELEMENTS_A_CALL", {"cpu": 2**18})
+    kept: dict[int, torch.Tensor] = {}
+
+    def of(least: int) -> Truth:
+        def static(probs: torch.Tensor) -> torch.Tensor:
+            tokens = kernel(probs)
+            return kept.setdefault(len(tokens), tokens).copy_(tokens) if len(tokens) >= least else tokens
+
+        return static
+
+    for least, first in ((0, 1), (4, 9)):
+        kept.clear()
+        with pytest.raises(Finding, match=f"static: samples lies in memory that call {first} of static gave before"):
+            proves(static=of(least))
 
 
 def test_draws_are_taken_in_calls_of_bounded_size(dice: Path, monkeypatch: pytest.MonkeyPatch) -> None:

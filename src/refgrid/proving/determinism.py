@@ -118,6 +118,7 @@ def _change(output: str, first: torch.Tensor, again: torch.Tensor) -> _Change:
     one, other = (tensor.contiguous().reshape(-1, 1).view(torch.uint8) for tensor in (first, again))
     elements = int((one != other).any(1).sum())
     gaps = (first.double() - again.double()).abs()
+    gaps.masked_fill_(first.isnan() != again.isnan(), math.inf)  # as where memory was not written
     return _Change(output, elements, first.numel(), float(gaps.nan_to_num(nan=0.0, posinf=torch.inf).max()))
 
 
@@ -129,28 +130,27 @@ class Side(NamedTuple):
     call: Callable[[], Tensors]
 
 
-def repeat(one: Side, other: Side, compare: Compare) -> tuple[Verdict, list[str]]:
+def repeat(one: Side, other: Side, compare: Compare, matched: bool = False) -> tuple[Verdict, list[str]]:
     """Run both sides of a failed comparison once more: the verdict that remains, and notes for its reason.
 
     Nondeterministic is a side that differs from itself beyond the tolerance, or that matches the other one the next
-    time. One that changes by less keeps its mismatch, and the note says by how much it changed.
+    time. One that changes by less keeps its mismatch, and the note says by how much it changed. So does one that
+    `matched` the first time, being nan where the other is.
     """
     found = (
-        _repeated(one, lambda again: compare(again, other.tensors), compare),
-        _repeated(other, lambda again: compare(one.tensors, again), compare),
+        _repeated(one, lambda again: not matched and _all_match(compare(again, other.tensors)), compare),
+        _repeated(other, lambda again: not matched and _all_match(compare(one.tensors, again)), compare),
     )
     verdict = Verdict.NONDETERMINISTIC if any(wild for wild, _ in found) else Verdict.MISMATCH
     return verdict, [note for _, note in found if note]
 
 
-def _repeated(
-    side: Side, against_other: Callable[[Tensors], tuple[Comparison, ...]], compare: Compare
-) -> tuple[bool, str]:
+def _repeated(side: Side, comes_to_match: Callable[[Tensors], bool], compare: Compare) -> tuple[bool, str]:
     """Whether a side is wild, and what changed."""
     try:
         again = side.call()
         changes = _changes({name: tensor for name, tensor in side.tensors.items() if name in again}, again)
-        wild = bool(changes) and (_all_match(against_other(again)) or not _all_match(compare(again, side.tensors)))
+        wild = bool(changes) and (comes_to_match(again) or not _all_match(compare(again, side.tensors)))
     except Exception as error:  # noqa: BLE001 - the comparison has failed already, and this only adds to its reason
         forget_locals(error)
         return False, f"{side.name} could not be repeated: {judge(error)[1]}"

@@ -44,6 +44,7 @@ from refgrid.proving.tolerance import EXACT, Tolerance
 _ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 _TOKENS = 2**22
 _LEAST = 16
+_LEAST_IN_ALL = 64  # of all rows: fewer cannot show that a sampler is deaf to seeds
 
 LAW_ERROR = 1e-3  # of a sum and of each number; a float32 softmax on a CPU is off by 1.7e-4 over 128,256 outcomes
 
@@ -58,9 +59,9 @@ class _Shares(NamedTuple):
 
 
 def draws_for(rows: int, outcomes: int, device: str) -> int:
-    """How often to draw each of `rows` rows of `outcomes` inputs: bounded work, but 16 draws or more."""
+    """How often to draw each of `rows` rows of `outcomes` inputs: bounded work, but 16 draws or more, and 64 in all."""
     elements, rows = _ELEMENTS[device.partition(":")[0]], max(1, rows)
-    return max(_LEAST, min(elements // (rows * max(1, outcomes)), _TOKENS // rows))
+    return max(_LEAST, _LEAST_IN_ALL // rows, min(elements // (rows * max(1, outcomes)), _TOKENS // rows))
 
 
 def compare_draws(output: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Comparison:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
@@ -112,15 +112,15 @@ def draw(
 def demand_seeded(who: str, output: str, draws: torch.Tensor) -> None:
     """Raise Finding for a sampler that draws the same, in all rows or in some, whatever torch's generators start from.
 
-    The first OWN draws were calls of their own, each under another seed. That a right sampler gives the same in all of
-    them must be less likely than one in 1e9 by what the other draws, [draws, rows], tell of each row.
+    The first OWN of the draws, [draws, rows], were calls of their own, each under another seed. That a right sampler
+    gives the same in all of them must be less likely than one in 1e9, whatever its law.
     """
-    own, others = draws[:OWN], draws[OWN:]
+    own = draws[:OWN]
     alike = (own == own[0]).all(0)
-    if len(others) == 0 or not alike.any():
+    if len(draws) <= OWN or not alike.any():
         return
-    alone = [_chance_alike(row, len(own)) for row in others[:, alike].unbind(1)]
-    chance = min(min(alone) * len(alike), math.prod(alone) if alike.all() else 1.0)  # any one of the rows, or all
+    alone = [_chance_alike(row) for row in draws[:, alike].unbind(1)]
+    chance = _chance_of_rows(alone, len(alike))
     if chance < _UNLIKELY:
         told = f"{output} of {len(alone)} of {len(alike)} rows are the same under {OWN} seeds"
         raise Finding(
@@ -128,9 +128,25 @@ def demand_seeded(who: str, output: str, draws: torch.Tensor) -> None:
         )
 
 
-def _chance_alike(row: torch.Tensor, times: int) -> float:
-    """How likely that many draws are all the same, by the shares of the outcomes among a row's draws."""
-    return float((row.unique(return_counts=True)[1].double() / len(row)).pow(times).sum())
+def _chance_alike(row: torch.Tensor) -> float:
+    """How likely the first OWN of a row's draws are all the same when all came in any order: so it is of a right one.
+
+    What the others tell of its law would be a guess, and take a likely token that they happen to lack for a rare one.
+    """
+    counts = row.unique(return_counts=True)[1].double()
+    return float(torch.stack([(counts - i) / (len(row) - i) for i in range(OWN)]).prod(0).sum())
+
+
+def _chance_of_rows(alone: Sequence[float], rows: int) -> float:
+    """At most how likely just these of so many rows are alike, each by a chance of its own.
+
+    One over the mean likelihood ratio of samplers that are deaf in one row, in half of them, and in all; that of a
+    right sampler is 1 on average, and so above 1e9 in less than one case in 1e9.
+    """
+    deaf = torch.tensor([1 / rows, 0.5, 1.0], dtype=torch.float64)
+    found = (1 - deaf + deaf / torch.tensor(alone, dtype=torch.float64)[:, None]).log().sum(0)
+    ratios = found + torch.xlogy(torch.tensor(rows - len(alone)), 1 - deaf)
+    return math.exp(min(0.0, math.log(len(deaf)) - float(ratios.logsumexp(0))))
 
 
 def seed_draws(name: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from refgrid.dataset.definition import Definition
 from refgrid.proving.finding import Finding
+from refgrid.proving.rows import index_of
 from refgrid.records.record import Verdict
 
 if TYPE_CHECKING:
@@ -49,12 +50,17 @@ def demand_dtypes(who: str, tensors: Tensors, bench: Laid) -> None:
             raise Finding(Verdict.ERROR, f"{reason} [{bench.definition.name}]")
 
 
-def demand_own_memory(who: str, tensors: Tensors, held: Mapping[str, Tensors]) -> None:
+def demand_own_memory(
+    who: str, tensors: Tensors, held: Mapping[str, Tensors], lent: Iterable[torch.Tensor] = ()
+) -> None:
     """Raise Finding for an output in memory that an earlier result lies in: comparing the two would show nothing.
 
-    `held` are results that are still referred to, so that no allocator can have given their memory again.
+    `held` are results that are still referred to, so that no allocator can have given their memory again. `lent` are
+    inputs that all calls share and none may write to: a result that is a view of one is overwritten by nobody.
     """
     taken = {_storage(tensor): by for by, given in held.items() for tensor in given.values() if tensor.numel()}
+    for tensor in lent:
+        taken.pop(_storage(tensor), None)
     for name, tensor in tensors.items():
         if tensor.numel() and (by := taken.get(_storage(tensor))):
             reason = f"{who}: {name} lies in memory that {by} gave before, whose result is overwritten by it"
@@ -74,7 +80,8 @@ def nan_alike(name: str, actual: torch.Tensor, expected: torch.Tensor, inputs: M
             alike &= ~value.isnan()
     if not alike.any():
         return ""
-    return f"{name} is nan on both sides at {alike.nonzero()[0].tolist()} and {int(alike.sum())} places in all"
+    first = list(index_of(int(alike.view(torch.uint8).argmax()), alike.shape))  # places of all would take gigabytes
+    return f"{name} is nan on both sides at {first} and {int(alike.count_nonzero())} places in all"
 
 
 def _holds_nan(tensor: torch.Tensor) -> bool:

@@ -236,9 +236,11 @@ class Prover:
         """The finding, or that sides differ from themselves: each of two that do not match is run once more."""
         notes: dict[str, None] = {}
         verdicts = {found.verdict}
+        matched = all(comparison.matches for comparison in found.comparisons)  # but for nan on both sides
         for one, other in pairs:
             names = [side.name for side in (one, other) if side.name in self.sources.serving(case.op)]
-            verdict, told = repeat(one, other, partial(self._compare, case=case, truths=names, tolerance=tolerance))
+            compare = partial(self._compare, case=case, truths=names, tolerance=tolerance)
+            verdict, told = repeat(one, other, compare, matched)
             verdicts.add(verdict)
             notes.update(dict.fromkeys(told))
         verdict = Verdict.NONDETERMINISTIC if Verdict.NONDETERMINISTIC in verdicts else found.verdict

@@ -19,6 +19,7 @@ _MAKERS: frozenset[Callable[..., torch.Tensor]] = frozenset(
         torch.Tensor.new_empty_strided,
     }
 )
+_OPERATORS = frozenset(getattr(torch.ops.aten, maker.__name__) for maker in _MAKERS)
 _BYTE = 0xFF  # all bits set: nan in every floating dtype, -1 in those of signed numbers
 
 
@@ -37,9 +38,14 @@ class Unwritten(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func in _MAKERS and (kwargs or {}).get("out") is None:
+        if (func in _MAKERS or _is_operator(func)) and (kwargs or {}).get("out") is None:
             _fill(made)
         return made
+
+
+def _is_operator(func: Callable[..., Any]) -> bool:
+    """Whether it is torch.ops.aten.empty or its kin, with or without an overload; the compiler cannot look that up."""
+    return not torch.compiler.is_compiling() and getattr(func, "overloadpacket", func) in _OPERATORS
 
 
 def _fill(tensor: torch.Tensor) -> None:
@@ -48,19 +54,18 @@ def _fill(tensor: torch.Tensor) -> None:
     with torch.no_grad():
         if tensor.dtype == torch.bool:  # a byte of 255 is no boolean
             tensor.fill_(True)
-        elif _is_wrapper(tensor):
+        elif torch.compiler.is_compiling() or not _filled(tensor):
             tensor.fill_(_number(tensor.dtype))
-        elif tensor.device.type != "meta":
-            tensor.untyped_storage().fill_(_BYTE)
 
 
-def _is_wrapper(tensor: torch.Tensor) -> bool:
-    """Whether it stands for another tensor and has no memory of its own, as inside torch.vmap and torch.func.grad."""
+def _filled(tensor: torch.Tensor) -> bool:
+    """Fill all of its memory; False where it stands for another tensor, as inside torch.vmap, torch.func and traces."""
     try:
-        tensor.untyped_storage()
-    except NotImplementedError:
-        return True
-    return False
+        if tensor.device.type != "meta":
+            tensor.untyped_storage().fill_(_BYTE)
+    except RuntimeError:  # or NotImplementedError, which is one
+        return False
+    return True
 
 
 def _number(dtype: torch.dtype) -> float:

@@ -176,7 +176,7 @@ class Workbench:
         with demand_own_settings("reference"), self.timed("reference"), memory:
             result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()), elsewhere)
         given = named(result, bench.definition)
-        demand_own_memory("reference", given, bench.given)
+        demand_own_memory("reference", given, bench.given, self._lent())
         return given
 
     def _compiled(self, definition: Definition) -> Callable[..., Any]:
@@ -212,7 +212,7 @@ class Workbench:
             raise Finding(
                 Verdict.ERROR, f"{source} gives {list(given)} but the outputs are {list(bench.definition.outputs)}"
             )
-        demand_own_memory(source, given, bench.given)
+        demand_own_memory(source, given, bench.given, self._lent())
         laws = [name for name in given if is_law(bench.op, name, given[name])]
         numbers = {name: tensor for name, tensor in given.items() if name not in laws}
         demand_shapes(source, numbers, bench)
@@ -276,6 +276,10 @@ class Workbench:
             self._weights[name] = kept = (value, value.clone())
         return kept[1]
 
+    def _lent(self) -> list[torch.Tensor]:
+        """The copies of weights, which are the same in all calls."""
+        return [copy for _, copy in self._weights.values()]
+
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Add what the block takes to `seconds`."""
@@ -310,8 +314,16 @@ def _draws(
     who: str, bench: Laid, call: Callable[[Mapping[str, Any]], Mapping[str, Any]], laws: Sequence[str]
 ) -> Tensors:
     wanted = [name for name in drawn_outputs(bench.op, bench.definition) if name not in laws]
-    inputs = bench.inputs.tensors
-    drawn = {name: draw(call, inputs, bench.definition, name, f"{bench.key}/{who}/{name}") for name in wanted}
+    inputs, held = bench.inputs.tensors, dict(bench.given)
+
+    def call_apart(inputs: Mapping[str, Any]) -> Tensors:
+        given = call(inputs)
+        samples = {name: given[name] for name in wanted}
+        demand_own_memory(who, samples, held)
+        held[f"call {len(held)} of {who}"] = samples
+        return samples
+
+    drawn = {name: draw(call_apart, inputs, bench.definition, name, f"{bench.key}/{who}/{name}") for name in wanted}
     for name, draws in drawn.items():
         demand_seeded(who, name, draws)
     return drawn
