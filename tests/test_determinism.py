@@ -19,8 +19,8 @@ from refgrid.proving.finding import Finding
 from refgrid.proving.outputs import same_bits
 from refgrid.proving.proof import Prover
 from refgrid.proving.settings import read_settings
-from refgrid.proving.unwritten import Unwritten
-from refgrid.proving.workbench import _clone_beside
+from refgrid.proving.unwritten import Unwritten, holds_filling
+from refgrid.proving.workbench import Workbench, _clone_beside
 from refgrid.records.record import Verdict
 from refgrid.sources import Sources
 
@@ -110,6 +110,22 @@ class TestOfTheReference:
         told = "y differs between two runs of the reference on equal inputs, as it reads memory of torch.empty"
         assert found.reason == f"{told} that it has not written, in 4 of 12 elements, by up to inf"
 
+    @pytest.mark.parametrize("made", ["torch.empty_like(x)", "torch.vmap(torch.empty_like)(x)"])
+    def test_memory_that_a_case_before_left_as_it_was_filled_is_found(
+        self, finds: Any, made: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first run then finds in it what the second does: their results have the same bits."""
+        monkeypatch.setattr(Workbench, "reference", lambda bench, laid: bench.call_reference(laid, memory=Unwritten()))
+
+        found = finds(f"y = {made}\ny[1:] = x[1:] * 2\nreturn y")
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        assert found.reason.startswith("y differs between two runs of the reference on equal inputs")
+        assert found.reason.endswith("in 4 of 12 elements, by up to inf")
+
+    def test_what_equals_that_filling_by_itself_is_a_proof(self, finds: Any) -> None:
+        finds.prove("y = x * 2\ny[0].view(torch.int32).fill_(-1)\nreturn y")
+
     @pytest.mark.parametrize(
         "body",
         [
@@ -128,8 +144,8 @@ class TestOfTheReference:
 
     def test_a_failure_for_what_fresh_memory_holds_is_told_as_one(self, finds: Any) -> None:
         """`run` makes it zeros where nobody helps, as a process's first memory is."""
-        at = "at = torch.empty(1, dtype=torch.int64)\nif at != -1: at.zero_()\nassert at >= 0, 'a page below 0'"
-        found = finds(f"{at}\nreturn x * 2")
+        at = "at = torch.empty(1, dtype=torch.int64)\nif run.calls != 2: at.zero_()\nassert at >= 0, 'a page below 0'"
+        found = finds(f"{COUNT}\n{at}\nreturn x * 2")
 
         assert found.verdict is Verdict.NONDETERMINISTIC
         told = "the reference fails where memory of torch.empty holds nan and -1"
@@ -167,10 +183,20 @@ class TestOfTheReference:
                 "torch.backends.mkldnn.matmul.fp32_precision from none to bf16",
                 marks=SINCE_2_9,
             ),
+            pytest.param(
+                "torch.backends.fp32_precision = 'tf32'",
+                "torch.backends.fp32_precision from none to tf32",
+                marks=SINCE_2_9,
+            ),
             (
                 "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False",
                 "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction from True to False",
             ),
+            (
+                "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False",
+                "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction from True to False",
+            ),
+            ("torch.backends.cudnn.allow_tf32 = False", "torch.backends.cudnn.allow_tf32 from True to False"),
         ],
     )
     def test_a_setting_of_torch_that_is_changed_for_all_is_an_error_and_put_back(
@@ -179,14 +205,16 @@ class TestOfTheReference:
         """Later cases of the process would be computed otherwise, and so would the truths of this one."""
         before = read_settings()
 
-        for body in (f"{change}\nreturn x * 2", f"{change}\nraise KeyError('k')"):
-            with pytest.raises((Finding, KeyError)) as caught:
-                finds.prove(body)
-            assert read_settings() == before
-            if isinstance(caught.value, Finding):
-                assert caught.value.verdict is Verdict.ERROR
-                assert caught.value.reason.startswith("reference changed torch.")
-                assert told in caught.value.reason
+        found = finds(f"{change}\nreturn x * 2")
+
+        assert found.verdict is Verdict.ERROR
+        assert found.reason.startswith("reference changed torch.")
+        assert told in found.reason
+        assert read_settings() == before
+
+        with pytest.raises(KeyError, match="k"):
+            finds.prove(f"{change}\nraise KeyError('k')")
+        assert read_settings() == before
 
     def test_a_setting_that_is_changed_where_the_reference_is_read_makes_every_case_one(self, write_once: Any) -> None:
         for check in ("shape", "dtype", "determinism"):
@@ -255,16 +283,35 @@ def test_fresh_memory_is_filled_only_where_nothing_else_is(dtype: torch.dtype) -
     assert not zeros.float().any()
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2, torch.int32, torch.uint8, torch.bool]
+)
+def test_what_fresh_memory_is_filled_with_is_known_again_and_zeros_are_other_numbers(dtype: torch.dtype) -> None:
+    with Unwritten():
+        ones = torch.empty(2, 3, dtype=dtype)
+    with Unwritten(zeros=True):
+        zeros = torch.empty(2, 3, dtype=dtype)
+    last = zeros.clone()
+    last[1, 2] = ones[1, 2]
+
+    assert holds_filling(ones)
+    assert holds_filling(last.t())
+    assert not holds_filling(zeros)
+    assert not holds_filling(ones[:0])
+    assert not zeros.float().any()
+
+
+@pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.int32, torch.uint8, torch.bool])
-def test_fresh_memory_of_rows_of_vmap_is_filled_as_any_other(dtype: torch.dtype) -> None:
+def test_fresh_memory_of_rows_of_vmap_is_filled_as_any_other(dtype: torch.dtype, zeros: bool) -> None:
     def fresh(row: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(row, dtype=dtype)
 
-    with Unwritten():
+    with Unwritten(zeros):
         made, rows = fresh(torch.zeros(3, 4)), torch.vmap(fresh)(torch.zeros(3, 4))
 
     torch.testing.assert_close(rows, made, equal_nan=True)
-    assert rows.isnan().all() or (rows == torch.tensor(-1).to(dtype)).all()
+    assert not rows.any() if zeros else rows.isnan().all() or (rows == torch.tensor(-1).to(dtype)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool, torch.float8_e4m3fn])

@@ -22,6 +22,7 @@ from refgrid.mutants.judging import roundings
 from refgrid.mutants.planting import planted_adapters, self_test
 from refgrid.mutants.running import run
 from refgrid.mutants.table import Mutant, MutantError, load_mutants
+from refgrid.proving.settings import read_settings
 
 Write = Callable[..., Path]
 
@@ -389,6 +390,16 @@ def test_the_documents_inputs_hide_pages_that_are_read_in_order() -> None:
     assert bench.judge(mutant).fate == "caught"
     assert bench.by_documents(source, "laid", mutant)["documents 2 and 3"]
     assert bench.by_documents(source, "plain", mutant) == {"documents 2 and 3, their inputs": False}
+
+
+def test_a_setting_that_a_fault_changes_does_not_reach_the_next_one() -> None:
+    """The documents' checks call what is planted, too, and nothing there says who changed what."""
+    mutant = table()["gemm: a setting of torch left changed"]
+    bench, before = bench_of(mutant.where), read_settings()
+
+    assert bench.judge(mutant).fate == "caught"
+    bench.by_documents(mutant.where.source, "laid", mutant)
+    assert read_settings() == before
 
 
 def test_documents_have_no_check_for_random_samples() -> None:

@@ -19,6 +19,7 @@ from refgrid.proving.compare import Comparison
 from refgrid.proving.finding import Finding, forget_locals, judge
 from refgrid.proving.inputs import Inputs
 from refgrid.proving.outputs import Tensors, same_bits
+from refgrid.proving.unwritten import Unwritten, holds_filling
 from refgrid.proving.workbench import Laid, Workbench
 from refgrid.records.record import Verdict
 
@@ -61,24 +62,31 @@ class _Change:
 def demand_deterministic(workbench: Workbench, bench: Laid, case: Case) -> None:
     """Raise Finding("nondeterministic") where the reference's bits depend on more than its inputs."""
     first = workbench.reference(bench)
-    if changes := _changes(first, _call_unwritten(workbench, bench)):
-        told = f"differs between two runs of the reference on equal inputs{_why(workbench, bench, first)}"
-        raise Finding(Verdict.NONDETERMINISTIC, f"{changes[0].output} {told} {changes[0].told()}")
+    for memory in _fillings(first):
+        if changes := _changes(first, _call_in(memory, workbench, bench)):
+            told = f"differs between two runs of the reference on equal inputs{_why(workbench, bench, first)}"
+            raise Finding(Verdict.NONDETERMINISTIC, f"{changes[0].output} {told} {changes[0].told()}")
     for batched in BATCHED:
         if fnmatchcase(case.op, batched.op) and bench.axes.get(batched.axis, 0) > 1:
             _demand_independent_rows(workbench, bench, first, batched.axis)
 
 
-def _call_unwritten(workbench: Workbench, bench: Laid) -> Tensors:
-    """The second run; where only what it finds in fresh memory makes it fail, Finding says so."""
+def _fillings(first: Tensors) -> list[Unwritten]:
+    """What later runs find in fresh memory: not only what a case before may have left in it for the first one."""
+    filled = any(holds_filling(tensor) for tensor in first.values())
+    return [Unwritten(), Unwritten(zeros=True)] if filled else [Unwritten()]
+
+
+def _call_in(memory: Unwritten, workbench: Workbench, bench: Laid) -> Tensors:
+    """Another run; where only what it finds in fresh memory makes it fail, Finding says so."""
     try:
-        return workbench.call_reference(bench, elsewhere=True, unwritten=True)
+        return workbench.call_reference(bench, elsewhere=True, memory=memory)
     except Exception as error:
         verdict, reason = judge(error)
         if verdict is not Verdict.ERROR:
             raise
         workbench.call_reference(bench, elsewhere=True)
-        told = f"the reference fails where memory of torch.empty holds nan and -1: {reason}"
+        told = f"the reference fails where memory of torch.empty holds {memory.told}: {reason}"
         raise Finding(Verdict.NONDETERMINISTIC, told) from error
 
 

@@ -167,13 +167,13 @@ class Workbench:
         with demand_own_settings("reference"), self.timed("reference"):
             return _draws("reference", bench, lambda inputs: named(run(*inputs.values()), bench.definition), ())
 
-    def call_reference(self, bench: Laid, elsewhere: bool = False, unwritten: bool = False) -> Tensors:
+    def call_reference(self, bench: Laid, elsewhere: bool = False, memory: Unwritten | None = None) -> Tensors:
         """The reference's outputs by name, computed anew.
 
-        `elsewhere`, on inputs at other addresses than last time; `unwritten`, with nan in the memory that it asks for.
+        `elsewhere`, on inputs at other addresses than last time; `memory`, what fresh one holds, otherwise as it comes.
         """
-        run, memory = self._compiled(bench.definition), Unwritten() if unwritten else nullcontext()
-        with demand_own_settings("reference"), self.timed("reference"), memory:
+        run = self._compiled(bench.definition)
+        with demand_own_settings("reference"), self.timed("reference"), memory or nullcontext():
             result = self._on_copies("reference", bench, lambda inputs: run(*inputs.values()), elsewhere)
         given = named(result, bench.definition)
         demand_own_memory("reference", given, bench.given, self._lent())
