@@ -151,6 +151,17 @@ class TestOfTheReference:
         told = "the reference fails where memory of torch.empty holds nan and -1"
         assert found.reason == f"{told}: AssertionError: a page below 0"
 
+    def test_a_failure_for_zeros_in_fresh_memory_is_told_as_one(self, finds: Any) -> None:
+        """A result that holds nan is computed in memory of zeros, too: the third run."""
+        fails = "assert run.calls != 3 or torch.empty(1) != 0, 'a norm of 0'"
+
+        found = finds(f"{COUNT}\n{fails}\ny = x * 2\ny[0] = torch.nan\nreturn y")
+
+        assert found.verdict is Verdict.NONDETERMINISTIC
+        assert (
+            found.reason == "the reference fails where memory of torch.empty holds zeros: AssertionError: a norm of 0"
+        )
+
     def test_a_failure_of_the_second_run_for_any_other_reason_stays_one(self, finds: Any) -> None:
         body = f"{COUNT}\nif run.calls > 1: raise KeyError('k')\nreturn x * 2"
 
