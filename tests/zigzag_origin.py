@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from refgrid_solutions.grouped_attention import GroupedAttnPlan, plan_grouped_attn
-from refgrid_solutions.grouped_attention.ops import grouped_attn_backward, grouped_attn_forward
+from refgrid_solutions.grouped_attention import GroupedAttnPlan, backends, plan_grouped_attn
 from refgrid_solutions.grouped_attention.zigzag import Exchange
 
 Tensors = tuple[torch.Tensor, ...]
@@ -62,7 +61,8 @@ def _forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, setting: Setting
         for half, indices in enumerate(rows):
             told = _call(half, setting)
             part = own[indices], _cat(keys, told), _cat(values, told)
-            out[indices], lse[:, indices] = grouped_attn_forward(*part, *_planned(part[0], part[1], told, setting))
+            backend, *planned = _planned(part[0], part[1], told, setting)
+            out[indices], lse[:, indices] = backend.forward(*part, *planned)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, dim=1), torch.cat(lses)
@@ -78,8 +78,8 @@ def _backward(tensors: Tensors, setting: Setting) -> Tensors:
             told = _call(half, setting)
             d_rows, own, out_rows = (tensor[:, heads][indices] for tensor in (dout, q, out))
             part = own, _cat(keys, told), _cat(values, told), out_rows, lse[heads][:, indices]
-            planned = _planned(own, part[1], told, setting)
-            dq[indices], *of_keys = grouped_attn_backward(d_rows, *part, *planned)
+            backend, *planned = _planned(own, part[1], told, setting)
+            dq[indices], *of_keys = backend.backward(d_rows, *part, *planned)
             _added(sums, of_keys, told)
         dqs.append(dq)
         dkvs.append(_reduced(sums, setting))
@@ -189,11 +189,11 @@ def _reduced(sums: torch.Tensor, setting: Setting) -> torch.Tensor:
 
 
 def _planned(q: torch.Tensor, k: torch.Tensor, told: _Told, setting: Setting) -> tuple[Any, ...]:
-    """What the ops are told; a varlen kernel would be told offsets on the device, which are there already."""
+    """The backend and what it is told; a varlen kernel would be told offsets on the device, which are there already."""
     scale = q.shape[2] ** -0.5
     sizes = (q.shape[1], k.shape[1], q.shape[2], q.dtype, q.device)
     plan, name = _plan(told.rows, told.keys, sizes, setting.backend)
-    return plan.host, list(plan.metadata(name)), scale, name
+    return backends.load(name), plan, scale
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from grouped_bench.report import PLAN, Row, interval
+from grouped_bench.report import Row, interval, latest_plans
 
 _BACKENDS = ("fa3", "triton", "torch")
 _ORIGIN = "the origin's algorithm"
@@ -121,7 +121,7 @@ def _less(both: Row, forward: Row) -> float:
 
 
 def _plans(rows: Sequence[Row]) -> list[Found]:
-    own = [row for row in rows if row["mode"] == PLAN]
+    own = latest_plans(rows)
     between = "({lowest_ms:.2f} to {highest_ms:.2f})"
     return [Found(f"{row['way']}, {row['host']}", row["median_ms"], between.format(**row), False) for row in own]
 

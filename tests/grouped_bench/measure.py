@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,9 +20,9 @@ from grouped_bench.planning import GROUPS, planned
 from grouped_bench.report import BYTES, PLAN, Row, read
 from grouped_bench.shapes import Shape
 from grouped_bench.timing import Times, in_turns, replayed
-from grouped_bench.ways import Call, backward_ways, forward_ways, problem
+from grouped_bench.ways import backward_ways, forward_ways, problem
 
-_PASSES: dict[str, Callable[..., tuple[dict[str, Call], dict[str, str]]]] = {
+_PASSES: dict[str, Callable[..., tuple[Mapping[str, Callable[[], object]], dict[str, str]]]] = {
     "forward": forward_ways,
     "forward + backward": backward_ways,
     "context parallel": parallel_ways,

@@ -18,20 +18,22 @@ from refgrid_solutions.grouped_attention import zigzag_llama3_flash_attn_varlen_
 from refgrid_solutions.grouped_attention.backends import refusal
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# Gradients of q, k and v: as they come, as to join them would be timed, too.
+Differentiate = Callable[[], tuple[torch.Tensor, ...]]
 
 
-def parallel_ways(of: Problem, backends: Sequence[str]) -> tuple[dict[str, Call], dict[str, str]]:
+def parallel_ways(of: Problem, backends: Sequence[str]) -> tuple[dict[str, Differentiate], dict[str, str]]:
     """Of a zigzag shape with several ranks; of any other, none."""
     if of.shape.kind != "zigzag" or of.shape.world < 2:
         return {}, {}
     plan = of.plan(of.shape.pieces)
     refused = {name: reason for name in backends if (reason := refusal(name, plan))}
-    ways: dict[str, Call] = {}
+    ways: dict[str, Differentiate] = {}
     for name in (name for name in backends if name not in refused):
         ways[f"{name}: grouped"] = _both(of, _ours(of, name, grouped=True))
         ways[f"{name}: a call for each chunk"] = _both(of, _ours(of, name, grouped=False))
         ways[f"{name}: the origin's algorithm"] = _both(of, _origin(of, name))
-    demand_equal(ways)
+    demand_equal({way: _joined(gradients) for way, gradients in ways.items()})
     return ways, refused
 
 
@@ -58,15 +60,15 @@ def _origin(of: Problem, name: str) -> Attend:
     return lambda q, k, v: origin_attention(q, k, v, setting)
 
 
-def _both(of: Problem, attend: Attend) -> Call:
+def _both(of: Problem, attend: Attend) -> Differentiate:
     """Gradients of this rank's q, k and v, its two chunks of the keys."""
     chunk, rank, world = len(of.q) // 2, of.shape.rank, of.shape.world
     starts = [rank * chunk, (2 * world - 1 - rank) * chunk]
     own = [torch.cat([keys[start : start + chunk] for start in starts]) for keys in (of.k, of.v)]
     leaves = [tensor.detach().requires_grad_() for tensor in (of.q, *own)]
 
-    def run() -> torch.Tensor:
-        gradients = torch.autograd.grad(attend(*leaves), leaves, of.dout)
-        return torch.cat([gradient.flatten() for gradient in gradients])
+    return lambda: torch.autograd.grad(attend(*leaves), leaves, of.dout)
 
-    return run
+
+def _joined(gradients: Differentiate) -> Call:
+    return lambda: torch.cat([gradient.flatten() for gradient in gradients()])

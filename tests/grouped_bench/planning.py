@@ -24,21 +24,26 @@ _ROUNDS = 1001  # the host may have others to serve: the median of many
 
 
 def planned(earlier: Sequence[Row], names: Sequence[str], device: torch.device, kind: str) -> list[Row]:
-    """A row a backend; none of those that this host has already under this torch.
+    """A row a backend; none of those that this host has already under this torch, unless others kept it busy then.
 
     On a CPU the plans are those for an H200, not copied to it.
     """
-    host = _host()
+    host, load = _host(), round(os.getloadavg()[0], 1)
     own = {"device": kind, "torch": torch.__version__, "host": host}
-    done = {row["way"] for row in earlier if row["mode"] == PLAN and own.items() <= row.items()}
+    known = [row for row in earlier if row["mode"] == PLAN and own.items() <= row.items()]
+    done = {row["way"] for row in known if _busy(load) or not _busy(row["load"])}
     if {f"{name}: plan" for name in ("auto", *names)} <= done:
         return []
     with ExitStack() as stack:
         if device.type == "cpu":
             _as_on_a_gpu(stack)
         found = list(_timed(names, device))
-    load = round(os.getloadavg()[0], 1)
     return [{**row, **own, "load": load} for row in found if row["way"] not in done]
+
+
+def _busy(load: float) -> bool:
+    """This host, by others: more than half of its processors."""
+    return load > (os.cpu_count() or 1) / 2
 
 
 def _as_on_a_gpu(stack: ExitStack) -> None:

@@ -61,7 +61,7 @@ def markdown(rows: Sequence[Row], shapes: Iterable[str] = ()) -> str:
     counted = [row for row in rows if row["mode"] == BYTES]
     if counted:
         lines += ["", "## Bytes read from memory, forward", "", *_traffic(counted)]
-    if plans := [row for row in rows if row["mode"] == PLAN]:
+    if plans := latest_plans(rows):
         lines += ["", "## Plans of 64 groups, by the host", "", *_plans(plans)]
     refused = {(row["way"], row["refused"], row["shape"]) for row in rows if "refused" in row}
     if missing := Counter((way, why) for way, why, _ in sorted(refused)):
@@ -146,6 +146,12 @@ def _beside(rows: Sequence[Row]) -> Iterator[str]:
         shapes = {row["shape"] for row in rows if row["pass"] == name and (of != "PyTorch" or row["world"] > 1)}
         for way in dict.fromkeys(row["way"] for row in own if not row["way"].endswith("grouped")):
             yield f"| {name} | {way} | {len({row['shape'] for row in own if row['way'] == way})} | {len(shapes)} |"
+
+
+def latest_plans(rows: Iterable[Row]) -> list[Row]:
+    """The last of each host and way: those before are of a time when others kept the host busy."""
+    own = (row for row in rows if row["mode"] == PLAN)
+    return list({tuple(row[name] for name in ("way", "host", "device", "torch")): row for row in own}.values())
 
 
 def _plans(rows: Sequence[Row]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from grouped_bench import planning
 from grouped_bench.__main__ import main
 from grouped_bench.goals import Found, Goal, goals, page, verdict
-from grouped_bench.report import PLAN, Row, markdown, read
+from grouped_bench.report import PLAN, Row, latest_plans, markdown, read
 from grouped_bench.timing import Times
 
 CPU = torch.device("cpu")
@@ -118,6 +118,7 @@ def test_ways_that_most_passes_lack_are_counted() -> None:
 @pytest.fixture
 def _two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_ROUNDS", 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
 @pytest.mark.usefixtures("_two_rounds")
@@ -141,3 +142,19 @@ def test_another_host_or_torch_is_timed_again(monkeypatch: pytest.MonkeyPatch) -
     assert len(planning.planned([{**row, "torch": "1"} for row in first], ["torch"], CPU, "x86")) == 2
     monkeypatch.setattr(planning, "_host", lambda: "another")
     assert len(planning.planned(first, ["torch"], CPU, "x86")) == 2
+
+
+@pytest.mark.usefixtures("_two_rounds")
+def test_a_host_that_was_busy_is_timed_again_once_it_is_not_and_the_last_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.getloadavg", lambda: (10.2, 0.0, 0.0))
+    busy = planning.planned([], ["torch"], CPU, "x86")
+    assert planning.planned(busy, ["torch"], CPU, "x86") == []  # it still is
+
+    monkeypatch.setattr("os.getloadavg", lambda: (1.0, 0.0, 0.0))
+    quiet = planning.planned(busy, ["torch"], CPU, "x86")
+    assert [row["load"] for row in quiet] == [1.0, 1.0]
+    assert latest_plans([*busy, *quiet]) == quiet
+    assert planning.planned([*busy, *quiet], ["torch"], CPU, "x86") == []

@@ -14,7 +14,7 @@ from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, plan_group
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL
 from refgrid_solutions.grouped_attention.zigzag.layout import EARLY, LATE, Layout, Ranges
 
-# Each holds 8 bytes a key on the device, and the metadata of its backend.
+# Each holds 24 bytes a key on the device at most, and the metadata of its backend.
 MOST_PLANS = 64
 
 
@@ -41,9 +41,11 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ZigzagPlan:
-    """The calls of one step, and which of the gathered keys this rank sees, in true order [keys] int64.
+    """The calls of one step, and where keys and their gradients go between the gathered order and the true one, int64.
 
-    seen is None where the gathered order is the true one and all is seen: with one rank.
+    seen: which of the gathered keys this rank sees, in true order. places: of each gathered key its place among those,
+    any of one that is not seen; unseen: which those are. All None where the gathered order is the true one and all is
+    seen: with one rank.
 
     Why keys are copied into true order, instead of read where the gather put them: in true order the keys of a slice
     are one range, a start and a length, which every varlen kernel takes, and the mask is bottom-right. In gathered
@@ -54,7 +56,9 @@ class ZigzagPlan:
     """
 
     calls: tuple[Call, ...]
-    seen: torch.Tensor | None
+    seen: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    unseen: torch.Tensor | None = None
 
 
 @lru_cache(maxsize=MOST_PLANS)
@@ -65,7 +69,7 @@ def zigzag_plan(layout: Layout, setting: Setting) -> ZigzagPlan:
     The host waits for the copy: who looks it up may be on another stream, and cannot know which one to wait for.
     """
     halves = [(EARLY, LATE)] if setting.grouped else [(EARLY,), (LATE,)]
-    found = ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), _seen(layout, setting))
+    found = ZigzagPlan(tuple(_call(layout, setting, each) for each in halves), *_orders(layout, setting))
     if setting.device.type == "cuda":
         torch.cuda.current_stream(setting.device).synchronize()
     return found
@@ -92,10 +96,15 @@ def _call(layout: Layout, setting: Setting, halves: Sequence[int]) -> Call:
     return Call(_index(rows, setting.device), plan)
 
 
-def _seen(layout: Layout, setting: Setting) -> torch.Tensor | None:
+def _orders(layout: Layout, setting: Setting) -> Sequence[torch.Tensor]:
+    """seen, places and unseen; nothing with one rank."""
     if layout.world_size == 1:
-        return None
-    return _numbers(layout.seen_sources(setting.causal)).to(setting.device)
+        return ()
+    seen = _numbers(layout.seen_sources(setting.causal))
+    places = torch.full((layout.world_size * layout.total_local,), -1)
+    places[seen] = torch.arange(len(seen))
+    unseen = (places < 0).nonzero().flatten()
+    return [each.to(setting.device) for each in (seen, places.clamp(min=0), unseen)]
 
 
 def _index(rows: Ranges, device: torch.device) -> slice | torch.Tensor:

@@ -62,30 +62,21 @@ def _step(
     return tl.dot(weights.to(v.dtype), v, sums * shrink[:, None]), total, largest
 
 
-@triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "total_q"])
-def attend(
-    q_desc: tl.tensor_descriptor,
-    k_desc: tl.tensor_descriptor,
-    v_desc: tl.tensor_descriptor,
-    out: tl.tensor,
-    lse: tl.tensor,
-    work: tl.tensor,
+@triton.jit
+def one_tile(
+    item: tl.tensor,
+    tensors: tl.tuple,
     scale: tl.tensor,
-    num_tiles: tl.tensor,
-    heads: tl.tensor,
-    section: tl.tensor,
-    group: tl.tensor,
-    total_q: tl.tensor,
+    counts: tl.tuple,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """q [heads, total_q, WIDTH], k and v [heads / group, total_k, WIDTH] -> out [total_q, heads, WIDTH], lse.
-
-    work: row_tiles. scale: of the scores, positive, times log2(e). section: heads that are taken together.
-    """
-    head, tile = head_and_tile(tl.program_id(0), num_tiles, heads, section)
+    """All of one item of the work list; tensors and counts as attend has them."""
+    q_desc, k_desc, v_desc, out, lse, work = tensors
+    num_tiles, heads, section, group, total_q = counts
+    head, tile = head_and_tile(item, num_tiles, heads, section)
     work_at = work + tile * 8
     row, count, key = tl.load(work_at), tl.load(work_at + 1), tl.load(work_at + 2)
     whole, masked = tl.load(work_at + 3), tl.load(work_at + 4)
@@ -110,6 +101,33 @@ def attend(
     tl.store(out + place, (sums / total[:, None]).to(out.dtype.element_ty), mask=(offsets < count)[:, None])
     logarithm = tl.where(blind, -float("inf"), (largest + tl.log2(total)) * _LN_2)
     tl.store(lse + head.to(tl.int64) * total_q + row + offsets, logarithm, mask=offsets < count)
+
+
+@triton.jit(do_not_specialize=["num_tiles", "heads", "section", "group", "total_q"])
+def attend(
+    q_desc: tl.tensor_descriptor,
+    k_desc: tl.tensor_descriptor,
+    v_desc: tl.tensor_descriptor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    work: tl.tensor,
+    scale: tl.tensor,
+    num_tiles: tl.tensor,
+    heads: tl.tensor,
+    section: tl.tensor,
+    group: tl.tensor,
+    total_q: tl.tensor,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """q [heads, total_q, WIDTH], k and v [heads / group, total_k, WIDTH] -> out [total_q, heads, WIDTH], lse.
+
+    work: row_tiles. scale: of the scores, positive, times log2(e). section: heads that are taken together.
+    """
+    tensors, counts = (q_desc, k_desc, v_desc, out, lse, work), (num_tiles, heads, section, group, total_q)
+    one_tile(tl.program_id(0), tensors, scale, counts, ROWS, KEYS, WIDTH, STAGES)
 
 
 def attended(
