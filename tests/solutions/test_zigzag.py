@@ -23,7 +23,7 @@ from refgrid_solutions.grouped_attention import (
     zigzag_shard,
 )
 from refgrid_solutions.grouped_attention.backends import aten
-from refgrid_solutions.grouped_attention.zigzag import Exchange, planned
+from refgrid_solutions.grouped_attention.zigzag import Exchange, pipeline, planned
 from refgrid_solutions.grouped_attention.zigzag.planned import MOST_PLANS, zigzag_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -258,3 +258,15 @@ def test_a_plan_made_in_inference_mode_serves_training() -> None:
 
     hold(case, joined(case, parts), expected(case, told))
     assert all(torch.equal(out, part[0]) for out, part in zip(outs, parts, strict=True))
+
+
+def test_a_part_that_is_the_whole_is_it_and_others_are_put_in_their_places() -> None:
+    alone, two = pipeline._Whole((4, 2)), pipeline._Whole((4, 2))
+    part = torch.ones(4, 2)
+
+    alone.put((slice(None), slice(None)), part)
+    two.put((slice(2, 4), slice(None)), part[2:])
+    two.put((torch.tensor([1, 0]), slice(None)), torch.tensor([[3.0, 3.0], [2.0, 2.0]]))
+
+    assert alone.tensor is part
+    assert two.tensor.tolist() == [[2.0, 2.0], [3.0, 3.0], [1.0, 1.0], [1.0, 1.0]]
