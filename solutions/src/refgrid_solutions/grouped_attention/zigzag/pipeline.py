@@ -200,7 +200,7 @@ class _Sums:
         shape = (len(plan.places), len(found), *found[0].shape[1:])
         whole = torch.empty(shape, dtype=_wide(found[0].dtype), device=found[0].device)
         for index, part in enumerate(found):
-            # Picked in 16 bit and widened as they are put there: in float32 throughout takes 1.6 times as long.
+            # Picked in 16 bit, then widened: 1.6 times as fast on an H200 as to scatter float32 into zeros.
             whole[:, index] = part.index_select(0, plan.places)
         return whole.index_fill_(0, plan.unseen, 0)
 

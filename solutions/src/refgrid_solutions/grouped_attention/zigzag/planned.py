@@ -14,7 +14,7 @@ from refgrid_solutions.grouped_attention.plan import GroupedAttnPlan, plan_group
 from refgrid_solutions.grouped_attention.ranges import CAUSAL, FULL
 from refgrid_solutions.grouped_attention.zigzag.layout import EARLY, LATE, Layout, Ranges
 
-# Each holds 24 bytes a key on the device at most, and the metadata of its backend.
+# Each holds 16 bytes a key on the device, and the metadata of its backend.
 MOST_PLANS = 64
 
 
